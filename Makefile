@@ -1,0 +1,57 @@
+# What one does with a clone. Every target sets up what it needs; a second set-up takes no time.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/installed
+PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet --quiet
+TORCH  := $(shell sed -n 's/^torch==//p' constraints.txt)
+ARGS   ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup distill test lint format constraints clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(STAMP) ## make the virtual environment .venv with everything in it
+
+distill: $(STAMP) ## run the quickstart recipe; make distill ARGS="RECIPE --run DIR" runs another
+	$(BIN)/python jobs/distill.py $(ARGS)
+
+test: $(STAMP) ## run the tests; make test ARGS="-k losses" runs some
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(STAMP) ## check formatting, style, types and import floors; changes nothing
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(STAMP) ## format the code and mend what can be mended
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+# torch goes first and alone: pip then takes the build it is configured for, CPU or CUDA, and the rest accepts it.
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 14))' || \
+		{ echo "$$($(PYTHON) --version 2>&1) found, Python 3.10 to 3.13 expected: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
+	@echo "Setting up $(VENV): torch $(TORCH), then the rest; a minute or two."
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP) install torch==$(TORCH)
+	@$(PIP) install --constraint constraints.txt --editable ".[dev]"
+	@touch $@
+
+# The CUDA libraries are left out, since torch names the exact ones it needs, and so are markers of other systems.
+constraints: $(STAMP) ## resolve the dependencies anew into constraints.txt, for every supported Python
+	$(PIP) install uv
+	$(BIN)/uv pip compile pyproject.toml --extra dev --universal --python-version 3.10 --upgrade --quiet \
+		--no-header --no-annotate --output-file $(VENV)/resolved
+	{ grep '^#' constraints.txt; sed -E -e '/^(nvidia-|cuda-|triton==)|== .(win32|emscripten).$$/d' \
+		-e 's/ (;|and) (implementation_name|platform_[a-z_]+|sys_platform) .*//' \
+		-e 's/^(torch==[0-9.]+).*/\1/' $(VENV)/resolved | uniq; } > $(VENV)/constraints
+	mv $(VENV)/constraints constraints.txt
+
+clean: ## remove the environment and caches; runs/ stays
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

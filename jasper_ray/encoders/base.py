@@ -1,0 +1,54 @@
+"""What an encoder is: the one thing that teachers, students, batch jobs and servers share."""
+
+# Shape legend: N texts, D size of the vectors.
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import numpy as np
+
+from jasper_ray.config import ConfigError
+
+
+class Encoder(Protocol):
+    """Turns texts into unit vectors."""
+
+    @property
+    def dims(self) -> tuple[int, ...]:
+        """Sizes it can return; the first is the default."""
+        ...
+
+    @property
+    def prompts(self) -> Mapping[str, str]:
+        """Text put before a text, by name."""
+        ...
+
+    def encode(self, texts: Sequence[str], prompt_name: str | None = None, dim: int | None = None) -> np.ndarray:
+        """Unit vectors, float32 `[N, dim]`, in the order of `texts`.
+
+        Raises:
+            ConfigError: an unknown `prompt_name` or `dim`.
+        """
+        ...
+
+    def encode_heads(self, texts: Sequence[str], prompt_name: str | None = None) -> dict[int, np.ndarray]:
+        """The vectors of every size in `dims`, from one pass through the body."""
+        ...
+
+
+def with_prompt(texts: Sequence[str], prompts: Mapping[str, str], prompt_name: str | None) -> list[str]:
+    """Each text behind the prompt of that name; bare when no name is given."""
+    if prompt_name is None:
+        return list(texts)
+    if prompt_name not in prompts:
+        raise ConfigError(f"there is no prompt {prompt_name!r}; this model has {', '.join(sorted(prompts)) or 'none'}")
+    return [prompts[prompt_name] + text for text in texts]
+
+
+def known_dim(dims: tuple[int, ...], dim: int | None) -> int:
+    """`dim`, or the default; an error when the encoder has no such size."""
+    if dim is not None and dim not in dims:
+        raise ConfigError(f"there is no head of size {dim}; this model has {', '.join(map(str, dims))}")
+    return dims[0] if dim is None else dim

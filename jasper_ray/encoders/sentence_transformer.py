@@ -1,0 +1,80 @@
+"""Any sentence-transformers model as an encoder: what most teachers are."""
+
+# Shape legend: N texts, D size of the vectors.
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import numpy as np
+import torch
+from sentence_transformers import SentenceTransformer
+
+from jasper_ray.assets import locate
+from jasper_ray.config import ConfigError
+from jasper_ray.encoders.base import known_dim, with_prompt
+from jasper_ray.models.body import first_line
+from jasper_ray.vectors import normalise
+
+Dtype = Literal["float32", "bfloat16", "float16"]
+
+
+class SentenceTransformerEncoder:
+    """A sentence-transformers model; its vectors are normalised here, whether or not the model does so."""
+
+    def __init__(self, model: SentenceTransformer, prompts: Mapping[str, str] | None = None, batch_size: int = 32) -> None:
+        self.model = model
+        self.prompts: Mapping[str, str] = dict(model.prompts) if prompts is None else prompts
+        self.batch_size = batch_size
+
+    @property
+    def dims(self) -> tuple[int, ...]:
+        dim = self.model.get_embedding_dimension()
+        assert dim is not None
+        return (dim,)
+
+    def encode(self, texts: Sequence[str], prompt_name: str | None = None, dim: int | None = None) -> np.ndarray:
+        known_dim(self.dims, dim)
+        vectors_ND = self.model.encode(
+            with_prompt(texts, self.prompts, prompt_name),
+            prompt="",  # the prompt stands in the text already; without this the model's default would be added
+            batch_size=self.batch_size,
+            show_progress_bar=False,
+            convert_to_numpy=True,
+        )
+        return normalise(vectors_ND)
+
+    def encode_heads(self, texts: Sequence[str], prompt_name: str | None = None) -> dict[int, np.ndarray]:
+        return {self.dims[0]: self.encode(texts, prompt_name)}
+
+
+def load_sentence_transformer(
+    name: str,
+    revision: str | None = None,
+    *,
+    device: str | None = None,
+    dtype: Dtype = "float32",
+    max_length: int | None = None,
+    batch_size: int = 32,
+    prompts: Mapping[str, str] | None = None,
+    trust_remote_code: bool = False,
+) -> SentenceTransformerEncoder:
+    """An encoder from a hub id, a local folder or a shipped asset; weights are read from safetensors alone.
+
+    `max_length` (tokens) and `prompts` replace the model's own when given.
+    """
+    location = locate(name, revision)
+    try:
+        model = SentenceTransformer(
+            location,
+            revision=revision,
+            device=device,
+            trust_remote_code=trust_remote_code,
+            model_kwargs={"dtype": getattr(torch, dtype), "use_safetensors": True},
+        )
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"no sentence-transformers model could be loaded from {name!r}: {first_line(error)}") from error
+    if max_length is not None:
+        model.max_seq_length = max_length
+    return SentenceTransformerEncoder(model, prompts, batch_size)

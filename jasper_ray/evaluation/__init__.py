@@ -1,0 +1,30 @@
+"""How good vectors are: agreement with the target, and scores on sentence pairs, retrieval and classification sets."""
+
+from __future__ import annotations
+
+from jasper_ray.evaluation.agreement import Agreement, agreement
+from jasper_ray.evaluation.reading import SetData, read_sets
+from jasper_ray.evaluation.report import render
+from jasper_ray.evaluation.scores import MetricName, Record, Score, label, load, save
+from jasper_ray.evaluation.scoring import check, evaluate
+from jasper_ray.evaluation.sets import EvaluationSet, check_names, load_sets, resolve_paths
+
+__all__ = [
+    "Agreement",
+    "EvaluationSet",
+    "MetricName",
+    "Record",
+    "Score",
+    "SetData",
+    "agreement",
+    "check",
+    "check_names",
+    "evaluate",
+    "label",
+    "load",
+    "load_sets",
+    "read_sets",
+    "render",
+    "resolve_paths",
+    "save",
+]

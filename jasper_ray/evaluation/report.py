@@ -1,0 +1,105 @@
+"""Scores as a table for people."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from jasper_ray.evaluation.scores import MetricName, Record
+
+GAP = "  "
+ABSENT = "-"
+
+
+class Style(NamedTuple):
+    """How a metric is printed, and which end of it is the good one."""
+
+    decimals: int
+    best: Literal["largest", "smallest"]
+
+
+STYLES: dict[MetricName, Style] = {
+    "spearman": Style(1, "largest"),
+    "ndcg@10": Style(1, "largest"),
+    "accuracy": Style(1, "largest"),
+    "cosine": Style(3, "largest"),
+    "gram_error": Style(4, "smallest"),
+    "pair_order": Style(3, "largest"),
+}
+
+
+@dataclass(frozen=True)
+class Column:
+    """Cells of equal width: the two rows of the head, then the body."""
+
+    head: tuple[str, str]
+    body: tuple[str, ...]
+
+    @property
+    def width(self) -> int:
+        return max(map(len, (*self.head, *self.body)))
+
+    def cells(self, align: str) -> list[str]:
+        return [f"{cell:{align}{self.width}}" for cell in (*self.head, *self.body)]
+
+
+def render(records: Sequence[Record], width: int = 140) -> str:
+    """The records as text: a line for each moment and head, a column for each set and metric.
+
+    The best figures of a column, as printed, have a star where there is something to compare. Of a record that is
+    given twice the later one counts. What is wider than `width` characters goes into a further table below.
+    """
+    values = {(record.moment, record.dim, record.set, record.metric): record.value for record in records}
+    lines = _by_moment([(moment, dim) for moment, dim, _, _ in values])
+    columns = [
+        _figures(name, metric, [values.get((*line, name, metric)) for line in lines])
+        for name, metric in dict.fromkeys((name, metric) for _, _, name, metric in values)
+    ]
+    labels = _labels(lines)
+    return "\n\n".join(_table(labels, part) for part in _fit(columns, width - len(labels[0])))
+
+
+def _by_moment(lines: Sequence[tuple[str, int]]) -> list[tuple[str, int]]:
+    """Each line once; the heads of a moment together, otherwise in the order of first appearance."""
+    moments = list(dict.fromkeys(moment for moment, _ in lines))
+    return sorted(dict.fromkeys(lines), key=lambda line: moments.index(line[0]))
+
+
+def _labels(lines: Sequence[tuple[str, int]]) -> list[str]:
+    """The left edge of the table; a moment's name stands at its first head alone."""
+    before = [None, *(moment for moment, _ in lines)]
+    moments = Column(
+        ("", "moment"),
+        tuple("" if moment == last else moment for (moment, _), last in zip(lines, before, strict=False)),
+    )
+    dims = Column(("", "dim"), tuple(str(dim) for _, dim in lines))
+    return [left + GAP + right for left, right in zip(moments.cells("<"), dims.cells(">"), strict=True)]
+
+
+def _figures(name: str, metric: MetricName, values: Sequence[float | None]) -> Column:
+    decimals, best = STYLES[metric]
+    texts = [ABSENT if value is None else f"{value:.{decimals}f}" for value in values]
+    known = [float(text) for text, value in zip(texts, values, strict=True) if value is not None]
+    winner = (max if best == "largest" else min)(known) if len(set(known)) > 1 else None
+    starred = [f"{text}{'*' if text != ABSENT and float(text) == winner else ' '}" for text in texts]
+    return Column((f"{name} ", f"{metric} "), tuple(starred))
+
+
+def _fit(columns: Iterable[Column], width: int) -> list[list[Column]]:
+    """The columns in groups that are each at most `width` wide, or a single column."""
+    groups: list[list[Column]] = [[]]
+    used = 0
+    for column in columns:
+        needed = len(GAP) + column.width
+        if groups[-1] and used + needed > width:
+            groups.append([])
+            used = 0
+        groups[-1].append(column)
+        used += needed
+    return groups
+
+
+def _table(labels: Sequence[str], columns: Sequence[Column]) -> str:
+    rows = [GAP.join(row).rstrip() for row in zip(labels, *(column.cells(">") for column in columns), strict=True)]
+    return "\n".join([*rows[:2], "-" * max(map(len, rows)), *rows[2:]])

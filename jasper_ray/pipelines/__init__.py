@@ -1,0 +1,1 @@
+"""What runs on Ray Data: preparing a corpus, labelling it, embedding it."""

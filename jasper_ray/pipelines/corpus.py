@@ -1,0 +1,159 @@
+"""Preparing a corpus, once: from source files to shards of texts in training order, on Ray Data.
+
+    files ─read, clean─▶ texts ─hold out, augment─▶ rows ─count──▶ bounds for limits and weights
+                                                  rows ─choose─▶ sort by hash ─▶ equal shards ─▶ train/, heldout/
+
+The sources are read once to count and once more to write (and a third time, for held-out texts, if there are any): what
+happens to a row depends on its hash alone, so each pass sees the same rows and nothing needs to be kept in between.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from ray.exceptions import RayTaskError
+
+from jasper_ray.config import ConfigError, fingerprint
+from jasper_ray.data.checking import check_source
+from jasper_ray.data.files import SourceFiles, find_files
+from jasper_ray.data.keys import HASH_END
+from jasper_ray.data.mixing import choice_bounds
+from jasper_ray.data.settings import Corpus
+from jasper_ray.data.shards import MANIFEST, Manifest, SourceCount, load_manifest, save_manifest
+from jasper_ray.pipelines.counting import SourceReport, count_sources
+from jasper_ray.pipelines.sharding import Mixture, Written, write_heldout, write_train
+
+
+def prepare_corpus(corpus: Corpus, folder: str | Path, seed: int) -> Manifest:
+    """Write the shards of `corpus` below `folder` and return their manifest; return at once if they are there already.
+
+    `folder` is a local or mounted path that every node of the cluster sees. Needs a running Ray (`ray.init`). Which
+    texts come out, and their order, depend on settings, seed and files alone, not on the cluster. The same text is kept
+    once. An interrupted call leaves no manifest and is simply repeated.
+
+    Raises `ConfigError` if a source is missing or unreadable, if no text is left, if `folder` cannot be written, or if
+    it holds a corpus made with other settings, another seed or from files that have changed since.
+    """
+    folder = Path(folder).expanduser().absolute()
+    files = tuple(find_files(source) for source in corpus.sources)
+    if (folder / MANIFEST).is_file():
+        return _same_corpus(folder, corpus, seed, files)
+    for source, found in zip(corpus.sources, files, strict=True):
+        check_source(source, found)
+    _check_writable(folder)
+    try:
+        manifest = _write(corpus, folder, seed, files)
+    except RayTaskError as error:
+        if isinstance(error.cause, ConfigError):  # found in a worker; Ray appends lines about its retries
+            raise ConfigError(str(error.cause).splitlines()[0]) from error
+        raise
+    save_manifest(manifest, folder)
+    return manifest
+
+
+def _write(corpus: Corpus, folder: Path, seed: int, files: tuple[SourceFiles, ...]) -> Manifest:
+    reports = count_sources(corpus, files, seed)
+    bounds = choice_bounds(corpus.sources, [r.found for r in reports], [r.smallest for r in reports])
+    mixture = Mixture(corpus, files, seed, tuple(bounds))
+    row_bytes = sum(r.counts["bytes"] * bound // HASH_END for r, bound in zip(reports, bounds, strict=True))
+    train = write_train(mixture, row_bytes, folder)
+    heldout = write_heldout(mixture, folder)
+    _check_written(corpus, folder, reports, train, heldout)
+    found = sum(report.counts["train_found"] for report in reports)
+    return Manifest(
+        fingerprint=_corpus_fingerprint(corpus, seed, files),
+        corpus=corpus,
+        seed=seed,
+        sources=_source_counts(mixture, reports, train, heldout),
+        duplicates=train.duplicates,
+        left_out=found - train.duplicates - sum(train.by_source),
+        train=train.shards,
+        heldout=heldout.shards,
+    )
+
+
+def _source_counts(
+    mixture: Mixture, reports: Sequence[SourceReport], train: Written, heldout: Written
+) -> tuple[SourceCount, ...]:
+    return tuple(
+        SourceCount(
+            name=source.title,
+            content=mixture.files[index].content,
+            kept_share=mixture.bounds[index] / HASH_END,
+            train=train.by_source[index],
+            heldout=heldout.by_source[index],
+            **{name: count for name, count in reports[index].counts.items() if name != "bytes"},
+        )
+        for index, source in enumerate(mixture.corpus.sources)
+    )
+
+
+def _corpus_fingerprint(corpus: Corpus, seed: int, files: Sequence[SourceFiles]) -> str:
+    contents = [found.content for found in files]
+    return fingerprint({"corpus": corpus.model_dump(mode="json"), "seed": seed, "contents": contents})
+
+
+def _same_corpus(folder: Path, corpus: Corpus, seed: int, files: Sequence[SourceFiles]) -> Manifest:
+    """The manifest in `folder` if it belongs to this corpus; else `ConfigError` with what differs."""
+    manifest = load_manifest(folder)
+    if manifest.fingerprint == _corpus_fingerprint(corpus, seed, files):
+        return manifest
+    differences = _setting_differences(manifest, corpus, seed)
+    if not differences:
+        changed = [
+            count.name for count, found in zip(manifest.sources, files, strict=True) if count.content != found.content
+        ]
+        differences = [f"the files of source {', '.join(changed)} have changed"]
+    raise ConfigError(
+        f"{folder} holds a corpus made otherwise: {'; '.join(differences)}; "
+        "choose another run folder, or delete this one to make the corpus anew"
+    )
+
+
+def _setting_differences(manifest: Manifest, corpus: Corpus, seed: int) -> list[str]:
+    old = _flat({"corpus": manifest.corpus.model_dump(mode="json"), "seed": manifest.seed})
+    new = _flat({"corpus": corpus.model_dump(mode="json"), "seed": seed})
+    names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
+    return [f"{name} was {old.get(name)!r} and is now {new.get(name)!r}" for name in names]
+
+
+def _flat(value: object, name: str = "") -> dict[str, object]:
+    """Nested dicts and lists as one dict, its keys like `corpus.sources.0.path`."""
+    if not isinstance(value, (dict, list)):
+        return {name: value}
+    items = value.items() if isinstance(value, dict) else enumerate(value)
+    return {key: leaf for part, child in items for key, leaf in _flat(child, f"{name}.{part}".lstrip(".")).items()}
+
+
+def _check_writable(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ConfigError(f"cannot write to {folder} ({error.strerror}); choose another run folder") from error
+
+
+def _check_written(
+    corpus: Corpus, folder: Path, reports: Sequence[SourceReport], train: Written, heldout: Written
+) -> None:
+    if not train.shards:
+        found = "; ".join(f"{s.title}: {_describe(r)}" for s, r in zip(corpus.sources, reports, strict=True))
+        raise ConfigError(f"the corpus has no text to train on ({found}); change the path or column of its sources")
+    if corpus.holdout and not heldout.shards:
+        raise ConfigError(
+            f"holdout is {corpus.holdout} but none of {sum(train.by_source)} texts fell into that share; "
+            "raise the corpus' holdout or set it to 0"
+        )
+    missing = [shard.file for shard in train.shards if not (folder / shard.file).is_file()]
+    if missing:
+        raise ConfigError(
+            f"{len(missing)} shards written by workers cannot be seen in {folder}; "
+            "choose a run folder that all nodes of the cluster share"
+        )
+
+
+def _describe(report: SourceReport) -> str:
+    return ", ".join(f"{count} {name}" for name, count in report.counts.items() if count)

@@ -1,0 +1,45 @@
+"""The ridge fit of a student's heads over a labelled dataset."""
+
+# Shape legend: N rows, E size of the target.
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from ray.data import Dataset
+from torch import Tensor
+
+from jasper_ray.encoders import load_student
+from jasper_ray.models.folder import save_student
+from jasper_ray.models.ridge import RidgeFit, set_heads
+from jasper_ray.pipelines.label import Batch, vector_column
+from jasper_ray.teachers import Teacher, fuse
+
+
+def fit_heads(start: Path, dataset: Dataset, teachers: Sequence[Teacher], regularisation: float, destination: Path) -> None:
+    """Write to `destination` the student of `start` with heads fitted to the labelled rows of `dataset`."""
+    encoder = load_student(start)
+    student = encoder.student
+    fit = RidgeFit(student.body.config.hidden_size, student.dims[0])
+    for batch in dataset.iter_batches(batch_size=None):
+        for rows, prompt in by_prompt(batch):
+            pooled_NH = encoder.pooled(batch["text"][rows].tolist(), prompt)
+            fit.add(pooled_NH, target(batch, teachers)[torch.from_numpy(rows)])
+    set_heads(student.cpu(), fit, regularisation)
+    save_student(student, encoder.tokenizer, encoder.card, destination)
+
+
+def by_prompt(batch: Batch) -> Iterator[tuple[np.ndarray, str | None]]:
+    """Indices of the rows that share a prompt, prompt by prompt."""
+    prompts = batch["prompt"].tolist()
+    for prompt in sorted(set(prompts), key=str):
+        yield np.flatnonzero([found == prompt for found in prompts]), prompt
+
+
+def target(batch: Batch, teachers: Sequence[Teacher]) -> Tensor:
+    """The fused target `[N, E]` of a labelled batch."""
+    columns = [torch.from_numpy(np.array(batch[vector_column(teacher.name)])) for teacher in teachers]
+    return fuse(columns, [teacher.weight for teacher in teachers])

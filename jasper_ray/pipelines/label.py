@@ -1,0 +1,171 @@
+"""Labelling: a fold of teachers over a dataset of shards, each in its own pool of actors, each adding a column.
+
+A block of the dataset is one shard of the corpus, from reading it to the last teacher. That makes a shard the unit
+of everything: of sorting by length, of the cache, of what is repeated after a crash.
+"""
+
+# Shape legend: N rows of a shard, D size of a teacher's vectors.
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import ray
+import torch
+from ray.data import ActorPoolStrategy, Dataset, ExecutionOptions
+
+from jasper_ray.data import Shard, read_shard
+from jasper_ray.data.order import Visit, row_order
+from jasper_ray.pipelines.targets import TargetCache
+from jasper_ray.teachers import Teacher, TeacherEncoder
+
+Batch = dict[str, np.ndarray]
+
+LIGHT_TASK = {"num_cpus": 0.1}
+"""Reading and cutting shards takes little; a whole processor a task would starve teachers and trainers."""
+
+
+@dataclass(frozen=True)
+class Labeller:
+    """Who labels and where vectors are kept: the same for every dataset of a run."""
+
+    teachers: tuple[Teacher, ...]
+    caches: tuple[TargetCache | None, ...]
+    """One for each teacher; None labels anew every time."""
+    corpus: Path
+    """The folder that shard files are relative to."""
+
+    def label(self, visits: Sequence[Visit]) -> Dataset:
+        """A dataset with a block for each visit: id, text, prompt, position, and for each teacher its vectors and its
+        seconds a row (0 where they came from the cache). Nothing runs before the dataset is consumed."""
+        items = [asdict(visit) for visit in visits]
+        dataset = ray.data.from_items(items, override_num_blocks=len(items))
+        dataset = dataset.map_batches(ReadShard(self.corpus), batch_size=None, **LIGHT_TASK)
+        for teacher, cache in zip(self.teachers, self.caches, strict=True):
+            dataset = add_teacher(dataset, teacher, cache, {visit.sha256 for visit in visits})
+        return dataset
+
+    def label_shards(self, shards: Sequence[Shard]) -> Dataset:
+        """`label` for whole shards."""
+        return self.label([Visit(shard.file, shard.sha256, shard.rows, 0, 0, shard.rows, 0) for shard in shards])
+
+    def stream(self, visits: Sequence[Visit], block_rows: int) -> Dataset:
+        """`label` in the order of `position`, in blocks of exactly `block_rows`: the training workers take them in turn."""
+        arranged = self.label(visits).map_batches(arrange, batch_size=None, **LIGHT_TASK)
+        # The identity makes Ray fuse the exact repartition into a light task; on its own it would ask for a processor.
+        return arranged.map_batches(same, batch_size=block_rows, **LIGHT_TASK).repartition(
+            target_num_rows_per_block=block_rows, strict=True
+        )
+
+
+def add_teacher(dataset: Dataset, teacher: Teacher, cache: TargetCache | None, shards: set[str]) -> Dataset:
+    """`dataset` with one more teacher's column; no model is loaded when the cache holds every shard."""
+    if cache is not None and all(cache.holds(sha256) for sha256 in shards):
+        return dataset.map_batches(ReadTargets(teacher.name, cache), batch_size=None, **LIGHT_TASK)
+    pool = teacher.pool
+    return dataset.map_batches(
+        LabelShard,
+        fn_constructor_args=(teacher, cache),
+        batch_size=None,
+        compute=ActorPoolStrategy(min_size=pool.min_size, max_size=pool.max_size, max_tasks_in_flight_per_actor=2),
+        num_cpus=pool.cpus,
+        num_gpus=pool.gpus or None,
+    )
+
+
+class ReadShard:
+    """A visit becomes its shard's rows, in the order they are stored."""
+
+    def __init__(self, corpus: Path) -> None:
+        self.corpus = corpus
+
+    def __call__(self, batch: Batch) -> Batch:
+        if len(batch["file"]) != 1:
+            raise AssertionError("a block must hold one visit")
+        table = read_shard(self.corpus / str(batch["file"][0]))
+        columns: Batch = {name: table[name].to_numpy(zero_copy_only=False) for name in ("id", "text", "prompt")}
+        visit = Visit(**{name: values[0].item() if hasattr(values[0], "item") else values[0] for name, values in batch.items()})
+        columns["shard"] = np.full(len(table), visit.sha256, dtype=object)
+        columns["position"] = positions(visit)
+        return columns
+
+
+def positions(visit: Visit) -> np.ndarray:
+    """For each stored row, its place in the stage's sequence; -1 for rows that the visit does not use."""
+    positions_N = np.full(visit.rows, -1, dtype=np.int64)
+    positions_N[row_order(visit)] = np.arange(visit.position, visit.position + visit.take)
+    return positions_N
+
+
+class ReadTargets:
+    """Adds a teacher's vectors from its cache."""
+
+    def __init__(self, teacher: str, cache: TargetCache) -> None:
+        self.teacher = teacher
+        self.cache = cache
+
+    def __call__(self, batch: Batch) -> Batch:
+        vectors_ND = self.cache.read(str(batch["shard"][0]), batch["id"].tolist())
+        return with_vectors(batch, self.teacher, vectors_ND, seconds=0.0)
+
+
+class LabelShard:
+    """Adds a teacher's vectors: from its cache where they are, else from its model, and then into the cache."""
+
+    def __init__(self, teacher: Teacher, cache: TargetCache | None) -> None:
+        self.teacher = teacher
+        self.cache = cache
+        self.model: TeacherEncoder | None = None
+        torch.set_num_threads(teacher.pool.torch_threads)
+
+    def __call__(self, batch: Batch) -> Batch:
+        shard = str(batch["shard"][0])
+        if self.cache is not None and self.cache.holds(shard):
+            return ReadTargets(self.teacher.name, self.cache)(batch)
+        if self.model is None:  # the first shard to label pays for loading; a pool that only reads never does
+            self.model = TeacherEncoder(self.teacher, self.teacher.load())
+        started = time.perf_counter()
+        vectors_ND = self.model.encode_mixed(batch["text"].tolist(), batch["prompt"].tolist()).astype(np.float16)
+        seconds = time.perf_counter() - started
+        if self.cache is not None:
+            self.cache.write(shard, batch["id"].tolist(), vectors_ND)
+        return with_vectors(batch, self.teacher.name, vectors_ND, seconds / len(vectors_ND))
+
+
+def with_vectors(batch: Batch, teacher: str, vectors_ND: np.ndarray, seconds: float) -> Batch:
+    """`batch` with a teacher's two columns more."""
+    rows = len(vectors_ND)
+    return {**batch, vector_column(teacher): vectors_ND, seconds_column(teacher): np.full(rows, seconds, np.float32)}
+
+
+def vector_column(teacher: str) -> str:
+    """The column of a teacher's vectors."""
+    return f"vector:{teacher}"
+
+
+def seconds_column(teacher: str) -> str:
+    """The column of the seconds a row took a teacher."""
+    return f"seconds:{teacher}"
+
+
+def arrange(batch: Batch) -> Batch:
+    """A shard's rows that its visit uses, in the visit's order."""
+    used = np.flatnonzero(batch["position"] >= 0)
+    order = used[np.argsort(batch["position"][used])]
+    return {name: column[order] for name, column in batch.items() if name != "shard"}
+
+
+def same(batch: Batch) -> Batch:
+    """The batch, unchanged."""
+    return batch
+
+
+def collect(dataset: Dataset, columns: Sequence[str]) -> dict[str, np.ndarray]:
+    """The named columns of a whole dataset in memory, in its order: for held-out texts, which are few."""
+    dataset.context.execution_options = ExecutionOptions(preserve_order=True)
+    batches = list(dataset.select_columns(list(columns)).iter_batches(batch_size=None))
+    return {name: np.concatenate([batch[name] for batch in batches]) for name in columns}

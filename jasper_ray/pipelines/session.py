@@ -1,0 +1,63 @@
+"""Ray for a run: joined where there is one, started inside this process where there is none."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import ray
+from ray.data import DataContext
+
+from jasper_ray.config import ConfigError
+
+logger = logging.getLogger(__name__)
+
+SPARE_CPUS = 0.5
+"""For reading and cutting shards, beside what teachers and trainers reserve."""
+
+
+@contextmanager
+def ray_session(cpus: float, gpus: float) -> Iterator[None]:
+    """A Ray in which `cpus` and `gpus` can be reserved at once.
+
+    RAY_ADDRESS (which `ray job submit` sets) names a running cluster; without it one is started for this process alone,
+    and ends with it. A local Ray counts as many processors as the reservations need: on a laptop they order the work,
+    and the operating system shares the cores.
+
+    Raises:
+        ConfigError: the running cluster is too small, which would otherwise be waited for in vain.
+    """
+    address = os.environ.get("RAY_ADDRESS")
+    logger.info("joining Ray at %s", address) if address else logger.info("starting a local Ray")
+    if address:
+        ray.init(address, log_to_driver=False, logging_level=logging.WARNING)
+    else:
+        local = max(os.cpu_count() or 1, round(cpus + SPARE_CPUS + 1))
+        ray.init(num_cpus=local, include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING)
+    try:
+        check_room(cpus + SPARE_CPUS, gpus)
+        quiet(DataContext.get_current())
+        yield
+    finally:
+        ray.shutdown()
+
+
+def check_room(cpus: float, gpus: float) -> None:
+    """Refuse a cluster that can never run the recipe."""
+    found = ray.cluster_resources()
+    for name, needed in (("CPU", cpus), ("GPU", gpus)):
+        if needed > found.get(name, 0.0) + 1e-6:
+            raise ConfigError(
+                f"the recipe reserves {needed:g} {name}s at once, but the cluster has {found.get(name, 0.0):g}; "
+                f"lower the teachers' pool or the stage's workers, their cpus or gpus, or add machines"
+            )
+
+
+def quiet(context: DataContext) -> None:
+    """Our own lines tell how far a run is; Ray Data's bars would tear them apart."""
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    logging.getLogger("ray.train").setLevel(logging.WARNING)

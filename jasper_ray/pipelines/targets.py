@@ -1,0 +1,60 @@
+"""The target cache: one Parquet file for each shard and teacher, named by the shard's content.
+
+    <folder>/<teacher>-<identity>/<shard sha256>.parquet      columns id, vector (float16)
+
+A teacher whose weights, prompt, precision or length limit changed has another identity, hence another folder; a
+changed text is another shard, hence another file. Files appear whole, so whatever is there is finished.
+"""
+
+# Shape legend: N rows of a shard, D size of the teacher's vectors.
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from jasper_ray.config import ConfigError
+
+
+class TargetCache:
+    """One teacher's vectors on disk."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def file(self, shard_sha256: str) -> Path:
+        return self.folder / f"{shard_sha256}.parquet"
+
+    def holds(self, shard_sha256: str) -> bool:
+        return self.file(shard_sha256).is_file()
+
+    def write(self, shard_sha256: str, ids: Sequence[str], vectors_ND: np.ndarray) -> None:
+        """Keep a shard's vectors; the file appears whole."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        flat = pa.array(vectors_ND.astype(np.float16).reshape(-1))
+        column = pa.FixedSizeListArray.from_arrays(flat, vectors_ND.shape[1])
+        staging = self.folder / f".{uuid.uuid4().hex}.parquet"
+        pq.write_table(pa.table({"id": pa.array(ids, pa.string()), "vector": column}), staging, compression="none")
+        os.replace(staging, self.file(shard_sha256))
+
+    def read(self, shard_sha256: str, ids: Sequence[str]) -> np.ndarray:
+        """A shard's vectors, float16 `[N, D]`.
+
+        Raises:
+            ConfigError: the file is damaged, or is not about these texts.
+        """
+        path = self.file(shard_sha256)
+        try:
+            table = pq.read_table(path)
+        except (pa.ArrowException, OSError) as error:
+            raise ConfigError(f"the cached targets in {str(path)!r} cannot be read ({error}); delete that file") from error
+        if table["id"].to_pylist() != list(ids):
+            raise ConfigError(f"the cached targets in {str(path)!r} are about other texts; delete that file")
+        vectors = table["vector"].combine_chunks()
+        return vectors.flatten().to_numpy(zero_copy_only=False).reshape(len(table), -1)

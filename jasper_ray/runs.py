@@ -1,0 +1,162 @@
+"""The run folder: what lies where, what each stage is identified by, and what is finished.
+
+    runs/<name>/
+      recipe.yaml                       the resolved recipe
+      teachers.json                     the identity of the target
+      corpus/                           the prepared texts, in shards
+      targets/                          cached teacher vectors, if the recipe keeps them
+      stages/1-<name>-<fingerprint>/    stage.json, metrics.jsonl, checkpoints/, student/, DONE
+      evaluation.json                   every score
+      student/                          the finished student
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jasper_ray.config import ConfigError, fingerprint
+from jasper_ray.recipe import CachedTargets, Recipe, Stage, dump_recipe
+
+KEEPS_RESULT = {"checkpoint_every", "max_restarts", "cpus_per_worker", "gpus_per_worker", "threads"}
+"""Settings of a stage that change how it runs and not what it makes."""
+
+
+@dataclass(frozen=True)
+class StageFolder:
+    """One stage's folder."""
+
+    path: Path
+
+    @property
+    def student(self) -> Path:
+        return self.path / "student"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def is_done(self) -> bool:
+        return (self.path / "DONE").is_file()
+
+    def mark_done(self) -> None:
+        write_text(self.path / "DONE", "")
+
+    def begin(self, stage: Stage, steps: int) -> None:
+        """Make the folder and write down what runs in it."""
+        self.checkpoints.mkdir(parents=True, exist_ok=True)
+        write_text(self.path / "stage.json", as_json({"steps": steps, **stage.model_dump(mode="json")}))
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """A run's folder; every process of the run must see it under the same path."""
+
+    path: Path
+
+    @property
+    def corpus(self) -> Path:
+        return self.path / "corpus"
+
+    @property
+    def student(self) -> Path:
+        return self.path / "student"
+
+    @property
+    def evaluation(self) -> Path:
+        return self.path / "evaluation.json"
+
+    def targets(self, recipe: Recipe) -> Path | None:
+        """Where teacher vectors are kept; None when they are not."""
+        if not isinstance(recipe.targets, CachedTargets):
+            return None
+        return Path(recipe.targets.path).absolute() if recipe.targets.path else self.path / "targets"
+
+    def stage(self, number: int, name: str, print_: str) -> StageFolder:
+        """The folder of the stage with that fingerprint; number 0 is the student before training."""
+        return StageFolder(self.path / "stages" / f"{number}-{name}-{print_}")
+
+    def open(self, recipe: Recipe, teachers: Sequence[dict[str, Any]]) -> None:
+        """Make the folder, or continue in it.
+
+        Raises:
+            ConfigError: it cannot be written, or its targets were made by other teachers.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            write_text(self.path / "recipe.yaml", dump_recipe(recipe))
+        except OSError as error:
+            raise ConfigError(f"the run folder {str(self.path)!r} cannot be written ({error.strerror}); choose another with --run") from error
+        self.pin_teachers(teachers)
+
+    def pin_teachers(self, teachers: Sequence[dict[str, Any]]) -> None:
+        """Write down who makes the targets; refuse a run that was begun with others."""
+        place = self.path / "teachers.json"
+        if place.is_file():
+            pinned = json.loads(place.read_text(encoding="utf-8"))
+            if pinned != list(teachers):
+                raise ConfigError(
+                    f"{str(place)!r} says this run's targets come from {difference(pinned, teachers)}; "
+                    "choose another run folder with --run, or restore the recipe's teachers"
+                )
+        write_text(place, as_json(list(teachers)))
+
+
+def difference(pinned: Sequence[dict[str, Any]], now: Sequence[dict[str, Any]]) -> str:
+    """The first thing in which two lists of teachers differ, in words."""
+    if [t["name"] for t in pinned] != [t["name"] for t in now]:
+        return f"{', '.join(t['name'] for t in pinned)}, but the recipe now names {', '.join(t['name'] for t in now)}"
+    for before, after in zip(pinned, now, strict=True):
+        for key in before.keys() | after.keys():
+            if before.get(key) != after.get(key):
+                return f"{before['name']} with {key} {before.get(key)!r}, but the recipe now gives {after.get(key)!r}"
+    raise AssertionError("the two lists are equal")
+
+
+def stage_fingerprints(recipe: Recipe, teachers: Sequence[dict[str, Any]], corpus: str) -> list[str]:
+    """One fingerprint for the student before training and one for each stage; each covers all that came before it."""
+    prints = [
+        fingerprint(
+            {
+                "student": recipe.student.model_dump(mode="json"),
+                "heads_start": recipe.heads_start.model_dump(mode="json"),
+                "seed": recipe.seed,
+                "teachers": list(teachers),
+                "corpus": corpus,
+            }
+        )
+    ]
+    for stage in recipe.stages:
+        prints.append(fingerprint([prints[-1], stage.model_dump(mode="json", exclude=KEEPS_RESULT)]))
+    return prints
+
+
+def publish(source: Path, destination: Path) -> None:
+    """Copy a finished student to where users look for it, whole or not at all."""
+    staging = destination.with_name(f".{destination.name}.{uuid.uuid4().hex[:8]}")
+    shutil.copytree(source, staging)
+    if destination.exists():
+        shutil.rmtree(destination)
+    os.replace(staging, destination)
+
+
+def as_json(value: Any) -> str:
+    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    staging = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    staging.write_text(text, encoding="utf-8")
+    os.replace(staging, path)

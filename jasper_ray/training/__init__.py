@@ -1,0 +1,1 @@
+"""Training: one TorchTrainer a stage, one loop for all stages, DeepSpeed underneath."""

@@ -1,0 +1,98 @@
+"""DeepSpeed, and nothing else of the project knows it: building the engine, its checkpoints, the weights it trained."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import deepspeed
+import torch
+from deepspeed.utils import safe_get_full_fp32_param
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+
+from jasper_ray.models.student import Student
+from jasper_ray.recipe import Stage
+
+Engine = Any
+"""`deepspeed.DeepSpeedEngine`; the library ships no types."""
+
+
+def build_engine(student: Student, stage: Stage, total_steps: int, device: torch.device) -> Engine:
+    """The student in training: optimiser over what learns, schedule, ZeRO, precision, clipping.
+
+    torch.distributed must be up already, with one rank a worker.
+    """
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
+    optimiser = torch.optim.AdamW(
+        parameter_groups(student, stage.weight_decay),
+        lr=stage.learning_rate,
+        betas=stage.betas,
+        fused=device.type == "cuda",
+    )
+    schedule = LambdaLR(optimiser, lambda step: learning_rate_share(step, total_steps, stage))
+    engine, _, _, _ = deepspeed.initialize(
+        model=student, optimizer=optimiser, lr_scheduler=schedule, config=engine_config(stage, device)
+    )
+    return engine
+
+
+def parameter_groups(student: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """What learns, in two groups: matrices decay, biases and norms do not."""
+    learning = [parameter for parameter in student.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in learning if p.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in learning if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def learning_rate_share(step: int, total_steps: int, stage: Stage) -> float:
+    """Share of the peak learning rate that step `step` (from 0) takes: a linear rise, then the stage's schedule."""
+    rise = int(stage.warmup * total_steps)
+    if step < rise:
+        return (step + 1) / (rise + 1)
+    done = min(1.0, (step - rise) / max(1, total_steps - rise))
+    if stage.schedule == "constant":
+        return 1.0
+    return 1.0 - done if stage.schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * done))
+
+
+def engine_config(stage: Stage, device: torch.device) -> dict[str, Any]:
+    """DeepSpeed's configuration for a stage."""
+    config: dict[str, Any] = {
+        "train_batch_size": stage.batch_size,
+        "train_micro_batch_size_per_gpu": stage.micro_rows,
+        "gradient_accumulation_steps": stage.accumulation,
+        "gradient_clipping": stage.gradient_clipping or 0.0,
+        "zero_optimization": {"stage": stage.zero, "overlap_comm": device.type == "cuda"},
+        "zero_allow_untested_optimizer": True,  # torch's AdamW is meant, not a mistake
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": 1 << 62,  # progress is ours to print
+    }
+    if stage.precision == "bf16":
+        config |= {"bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32"}}
+    return config
+
+
+def save_engine(engine: Engine, folder: Path) -> None:
+    """Write every rank's share of the training state into `folder`; all ranks call it together."""
+    engine.save_checkpoint(str(folder), tag="engine", save_latest=False, exclude_frozen_parameters=True)
+
+
+def load_engine(engine: Engine, folder: Path) -> None:
+    """Continue from what `save_engine` wrote, with the same number of workers; all ranks call it together."""
+    engine.load_checkpoint(str(folder), tag="engine", load_module_strict=False)
+
+
+def trained_weights(engine: Engine) -> Mapping[str, Tensor]:
+    """The fp32 weights of every parameter that learned, by name, on the processor; all ranks call it together."""
+    weights: dict[str, Tensor] = {}
+    for name, parameter in engine.module.named_parameters():
+        if parameter.requires_grad:
+            master = safe_get_full_fp32_param(parameter)  # None where ZeRO is off and the parameter is the master
+            weights[name] = (parameter if master is None else master).detach().float().cpu().clone()
+    return weights

@@ -1,0 +1,62 @@
+"""From labelled rows to what one forward and backward pass needs."""
+
+# Shape legend: B rows of a micro-batch, D size of a teacher's vectors, E size of the target.
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from jasper_ray.models.tokens import TokenGroup, length_groups
+from jasper_ray.teachers import fuse
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """One worker's rows of one pass, longest text first."""
+
+    ids: list[str]
+    """Row ids, to name rows in errors."""
+    position: int
+    """Place of its first row in the stage's sequence."""
+    groups: list[TokenGroup]
+    target_BE: Tensor
+    teacher_seconds: dict[str, float]
+    """Seconds each teacher worked on these rows; 0 where vectors came from the cache."""
+
+    @property
+    def rows(self) -> int:
+        return len(self.ids)
+
+
+@dataclass(frozen=True)
+class Collate:
+    """Turns a block of labelled rows into a `MicroBatch`; runs in the loader's threads, beside the training."""
+
+    tokenizer: PreTrainedTokenizerBase
+    max_length: int
+    group_rows: int
+    prompts: Mapping[str, str]
+    teachers: Sequence[tuple[str, float]]
+    """Name and weight of each teacher, in the order of the target."""
+
+    def __call__(self, batch: Mapping[str, np.ndarray]) -> MicroBatch:
+        texts = [
+            self.prompts[prompt] + text if prompt else text
+            for text, prompt in zip(batch["text"], batch["prompt"], strict=True)
+        ]
+        groups, order_B = length_groups(self.tokenizer, texts, self.max_length, self.group_rows)
+        columns = [torch.from_numpy(np.array(batch[f"vector:{name}"])) for name, _ in self.teachers]
+        target_BE = fuse(columns, [weight for _, weight in self.teachers])
+        return MicroBatch(
+            ids=[str(batch["id"][index]) for index in order_B.tolist()],
+            position=int(batch["position"].min()),
+            groups=groups,
+            target_BE=target_BE[order_B],
+            teacher_seconds={name: float(batch[f"seconds:{name}"].sum()) for name, _ in self.teachers},
+        )

@@ -1,0 +1,39 @@
+"""What the driver hands to the workers of a stage."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from jasper_ray.recipe import Stage
+from jasper_ray.runs import StageFolder
+
+
+class StageStopped(RuntimeError):
+    """A stage cannot go on for a reason that starting it again would not mend; the message is for the user."""
+
+
+@dataclass(frozen=True)
+class StageJob:
+    """One stage, ready to train."""
+
+    stage: Stage
+    start: Path
+    """The student folder that the stage begins with."""
+    folder: StageFolder
+    total_steps: int
+    target_parts: tuple[tuple[str, float], ...]
+    """Name and weight of each teacher, in the order of the target."""
+    dropout: float
+    seed: int
+
+
+def complete_checkpoints(folder: Path) -> list[tuple[int, Path]]:
+    """Step and folder of every complete checkpoint, oldest first."""
+    return sorted((int(path.parent.name.rpartition("-")[2]), path.parent) for path in folder.glob("step-*/state.json"))
+
+
+def latest_step(folder: Path) -> int:
+    """Steps that the newest complete checkpoint has behind it; 0 when there is none."""
+    found = complete_checkpoints(folder)
+    return found[-1][0] if found else 0

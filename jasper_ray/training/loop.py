@@ -1,0 +1,148 @@
+"""The loop: what every worker of every stage does. It knows no stage by name."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+import ray.train
+import torch
+import torch.distributed as dist
+from ray.train.torch import get_device
+
+from jasper_ray.losses import LossTerms, Objective
+from jasper_ray.models.folder import load_student_folder, save_student
+from jasper_ray.models.student import Student
+from jasper_ray.training import checkpoints
+from jasper_ray.training.engine import Engine, build_engine, trained_weights
+from jasper_ray.training.feed import Collate, MicroBatch
+from jasper_ray.training.job import StageJob, StageStopped
+from jasper_ray.training.metrics import MetricsLog, StepClock
+
+
+def train(job: StageJob) -> None:
+    """Train one stage on this worker, from its last checkpoint to its end, and write the student it makes."""
+    torch.set_num_threads(job.stage.torch_threads)
+    torch.manual_seed(job.seed)
+    device = get_device()
+    worker = Worker(job, device)
+    first_step = checkpoints.restore(worker.engine, job.folder.checkpoints)
+    if first_step < job.total_steps:
+        worker.run(first_step)
+    export(worker.engine, job)
+
+
+class Worker:
+    """One rank's engine, objective and stream of micro-batches."""
+
+    def __init__(self, job: StageJob, device: torch.device) -> None:
+        student, self.tokenizer, self.card = load_student_folder(job.start)
+        prepare(student, job)
+        self.job = job
+        self.device = device
+        self.engine: Engine = build_engine(student.to(device), job.stage, job.total_steps, device)
+        self.objective = Objective(job.stage.losses, job.stage.scope, job.stage.reduction)
+
+    def run(self, first_step: int) -> None:
+        """Steps `first_step` to the end, with metrics from rank 0 and checkpoints from all."""
+        job, engine = self.job, self.engine
+        engine.train()
+        with ExitStack() as stack:
+            log = stack.enter_context(MetricsLog(job.folder.metrics, first_step)) if dist.get_rank() == 0 else None
+            stream = self.micro_batches()
+            for step in range(first_step, job.total_steps):
+                record = self.step(step, stream)
+                if log:
+                    log.write({"step": step, "total_steps": job.total_steps, **record})
+                done = step + 1
+                if done % job.stage.checkpoint_every == 0 or done == job.total_steps:
+                    checkpoints.save(engine, job.folder.checkpoints, done)
+
+    def step(self, step: int, stream: Iterator[MicroBatch]) -> dict[str, float]:
+        """One optimiser step: forward and backward over its micro-batches, then the update; what to log of it."""
+        clock = StepClock()
+        terms: list[dict[str, float]] = []
+        learning_rate = self.engine.get_lr()[0]
+        for turn in range(self.job.stage.accumulation):
+            waiting = time.perf_counter()
+            micro = next(stream)
+            waited = time.perf_counter() - waiting
+            check_place(micro, step * self.job.stage.accumulation + turn, self.job.stage.micro_rows)
+            losses = self.forward(micro)
+            self.engine.backward(losses.total)
+            self.engine.step()
+            terms.append(average_over_workers(losses.terms))
+            clock.count(micro.rows, waited, micro.teacher_seconds)
+        means = {name: sum(term[name] for term in terms) / len(terms) for name in terms[0]}
+        norm = self.engine.get_global_grad_norm()
+        return {**means, "lr": learning_rate, "grad_norm": float(norm or 0.0), **clock.read(dist.get_world_size())}
+
+    def forward(self, micro: MicroBatch) -> LossTerms:
+        """The objective over one micro-batch; stops the stage where it is not finite, before anything learns from it."""
+        groups = [group.to(self.device) for group in micro.groups]
+        vectors = self.engine(groups, tuple(self.job.stage.losses))
+        losses = self.objective(vectors, micro.target_BE.to(self.device))
+        stop_if_not_finite(losses.total, micro.ids)
+        return losses
+
+    def micro_batches(self) -> Iterator[MicroBatch]:
+        """This worker's rows, tokenised ahead of time in the loader's thread."""
+        stage = self.job.stage
+        collate = Collate(
+            self.tokenizer, self.card.max_length, stage.group_rows, self.card.prompts, self.job.target_parts
+        )
+        shard = ray.train.get_dataset_shard("train")
+        assert shard is not None
+        return iter(
+            shard.iter_torch_batches(batch_size=stage.micro_rows, prefetch_batches=1, collate_fn=collate)  # type: ignore[arg-type]
+        )
+
+
+def prepare(student: Student, job: StageJob) -> None:
+    """Set what learns and how the body computes."""
+    student.freeze_all_but(job.stage.train)
+    student.set_dropout(job.dropout)
+    if job.stage.gradient_checkpointing:
+        student.body.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+
+
+def check_place(micro: MicroBatch, round_: int, rows: int) -> None:
+    """Every worker's blocks come in turn: a row that is repeated, lost or out of order shows here at once."""
+    expected = (round_ * dist.get_world_size() + dist.get_rank()) * rows
+    if micro.rows != rows or micro.position != expected:
+        raise AssertionError(
+            f"worker {dist.get_rank()} expected {rows} rows from position {expected}, "
+            f"but the stream gave {micro.rows} from {micro.position}"
+        )
+
+
+def stop_if_not_finite(total: torch.Tensor, ids: list[str]) -> None:
+    """Stop all workers together when the loss of any is not finite."""
+    bad = (~torch.isfinite(total.detach())).to(torch.int32).clone()
+    dist.all_reduce(bad, op=dist.ReduceOp.MAX)
+    if bad.item():
+        found: list[list[str] | None] = [None] * dist.get_world_size()
+        dist.all_gather_object(found, ids if not torch.isfinite(total) else [])
+        rows = [row for part in found for row in part or []]
+        raise StageStopped(
+            f"the loss is not finite for the batch of rows {', '.join(rows)}; the last checkpoint is kept: "
+            "lower learning_rate, set precision fp32, or leave these texts out of the corpus"
+        )
+
+
+def average_over_workers(terms: dict[str, torch.Tensor]) -> dict[str, float]:
+    """Each loss term, averaged over the workers."""
+    values = torch.stack([value.float() for value in terms.values()])
+    dist.all_reduce(values)
+    return dict(zip(terms, (values / dist.get_world_size()).tolist(), strict=True))
+
+
+def export(engine: Engine, job: StageJob) -> None:
+    """Write the student: what learned from the engine's fp32 weights, all else as it was, to the bit."""
+    trained = trained_weights(engine)
+    if dist.get_rank() == 0:
+        student, tokenizer, card = load_student_folder(job.start)
+        student.load_state_dict(dict(trained), strict=False)
+        save_student(student, tokenizer, card, job.folder.student)
+    dist.barrier()

@@ -1,0 +1,121 @@
+"""One stage on Ray Train: workers, restarts, the stream of labelled rows, and what the driver shows meanwhile."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import tempfile
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ray.data import Dataset, ExecutionOptions
+from ray.train import DataConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from jasper_ray.config import ConfigError
+from jasper_ray.runs import write_text
+from jasper_ray.training.job import StageJob, StageStopped, latest_step
+from jasper_ray.training.progress import Progress
+
+OpenStream = Callable[[int], Dataset]
+"""The labelled rows of a stage from a step on."""
+
+
+def run_stage(job: StageJob, open_stream: OpenStream) -> None:
+    """Train a stage to its end; a lost worker group starts again at the last checkpoint.
+
+    Raises:
+        ConfigError: the stage stopped for a reason that the user has to mend.
+    """
+    job.folder.begin(job.stage, job.total_steps)
+    reason = stop_file(job)
+    reason.unlink(missing_ok=True)
+    state = Path(tempfile.gettempdir()) / "jasper_ray" / uuid.uuid4().hex  # Ray Train's own notes; ours lie in the stage folder
+    try:
+        with Progress(job.folder.metrics, job.stage.name, job.total_steps):
+            trainer(job, open_stream, state).fit()
+    except Exception as error:
+        if reason.is_file():
+            raise ConfigError(reason.read_text(encoding="utf-8")) from error
+        raise
+    finally:
+        shutil.rmtree(state, ignore_errors=True)
+    if reason.is_file():
+        raise ConfigError(reason.read_text(encoding="utf-8"))
+
+
+def trainer(job: StageJob, open_stream: OpenStream, state: Path) -> TorchTrainer:
+    """Ray Train's trainer for a stage."""
+    stage = job.stage
+    on_gpu = stage.gpus_per_worker > 0
+    resources = {"CPU": stage.cpus_per_worker} | ({"GPU": stage.gpus_per_worker} if on_gpu else {})
+    return TorchTrainer(
+        work,
+        train_loop_config={"job": job},
+        torch_config=TorchConfig(backend="nccl" if on_gpu else "gloo"),
+        scaling_config=ScalingConfig(num_workers=stage.workers, use_gpu=on_gpu, resources_per_worker=resources),
+        run_config=RunConfig(
+            name=stage.name,
+            storage_path=str(state),
+            failure_config=FailureConfig(max_failures=stage.max_restarts),
+            worker_runtime_env={"env_vars": worker_environment(on_gpu)},
+        ),
+        datasets={"train": Stream(job, open_stream)},
+        dataset_config=DataConfig(
+            execution_options=ExecutionOptions(preserve_order=True), enable_shard_locality=False
+        ),
+    )
+
+
+class Stream:
+    """The stage's rows from its last checkpoint on; Ray Train calls it for every worker group that it starts."""
+
+    def __init__(self, job: StageJob, open_stream: OpenStream) -> None:
+        self.job = job
+        self.open_stream = open_stream
+
+    def __call__(self) -> Dataset:
+        return self.open_stream(latest_step(self.job.folder.checkpoints))
+
+
+def worker_environment(on_gpu: bool) -> dict[str, str]:
+    """What a worker must find in its environment before it imports anything."""
+    tools = str(Path(sys.executable).parent)  # ninja lies beside python in a virtual environment
+    environment = {"PATH": f"{tools}{os.pathsep}{os.environ.get('PATH', '')}", "TOKENIZERS_PARALLELISM": "false"}
+    return environment if on_gpu else {**environment, "DS_ACCELERATOR": "cpu", "OMP_WAIT_POLICY": "PASSIVE"}
+
+
+def work(config: dict[str, Any]) -> None:
+    """A worker's whole life; imports torch and DeepSpeed only here, in the environment made for it."""
+    from jasper_ray.training.loop import train
+
+    job: StageJob = config["job"]
+    if stop_file(job).is_file():  # the group before this one met what no restart mends
+        return
+    try:
+        train(job)
+    except Exception as error:
+        told = for_the_user(error)
+        if told is None:
+            raise
+        write_text(stop_file(job), told)
+        raise
+
+
+def stop_file(job: StageJob) -> Path:
+    """Where a worker writes why the stage must stop."""
+    return job.folder.path / "stopped.txt"
+
+
+def for_the_user(error: BaseException | None) -> str | None:
+    """The message for the user inside an exception, through the wrappers of Ray and Ray Data; None when there is none."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        if isinstance(error, ConfigError | StageStopped):
+            return str(error)
+        seen.add(id(error))
+        error = getattr(error, "cause", None) or error.__cause__
+    return None

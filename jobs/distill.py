@@ -1,0 +1,44 @@
+"""Distil a student: python jobs/distill.py [RECIPE] [--run DIR]. The same command again continues."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+from jasper_ray.config import ConfigError
+from jasper_ray.dry_run import describe
+from jasper_ray.evaluation import load_sets
+from jasper_ray.recipe import load_recipe, shipped_recipes, with_sets
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Distil teachers into a student, stage by stage. Run it again to continue.")
+    parser.add_argument("recipe", nargs="?", default="quickstart", help=f"a YAML file, or one of {', '.join(shipped_recipes())}")
+    parser.add_argument("--run", type=Path, metavar="DIR", help="the run folder; default runs/<recipe name>")
+    parser.add_argument("--sets", type=Path, metavar="FILE", help="YAML list of evaluation sets to measure on, beside the recipe's")
+    parser.add_argument("--dry-run", action="store_true", help="print the resolved recipe and what it takes, start nothing")
+    return parser.parse_args()
+
+
+def main() -> None:
+    options = arguments()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s  %(message)s", datefmt="%H:%M:%S")
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    recipe = load_recipe(options.recipe)
+    if options.sets:
+        recipe = with_sets(recipe, load_sets(options.sets))
+    if options.dry_run:
+        print(describe(recipe))
+        return
+    from jasper_ray.distill import distill
+
+    distill(recipe, options.run or Path("runs") / recipe.name)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except ConfigError as error:
+        sys.exit(f"error: {error}")

@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib.metadata import packages_distributions, requires
+from pathlib import Path
+
+import pytest
+from importlinter.cli import EXIT_STATUS_SUCCESS, lint_imports
+from packaging.requirements import Requirement
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_imports_keep_to_their_floors(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(ROOT)
+    status = lint_imports(no_cache=True)
+    assert status == EXIT_STATUS_SUCCESS, capsys.readouterr().out
+
+
+def test_every_imported_package_is_declared() -> None:
+    declared = {normal(Requirement(line).name) for line in requires("jasper-ray") or () if "extra ==" not in line}
+    owners = packages_distributions()
+    for file in [*ROOT.glob("jasper_ray/**/*.py"), *ROOT.glob("jobs/*.py")]:
+        for package in imported(file) - sys.stdlib_module_names - {"jasper_ray"}:
+            assert declared & {normal(owner) for owner in owners[package]}, f"{file} imports {package}, not declared"
+
+
+def test_importing_the_package_loads_nothing_heavy() -> None:
+    heavy = "{'torch', 'transformers', 'ray', 'deepspeed', 'pyarrow'}"
+    code = f"import sys, jasper_ray, jasper_ray.config; print(*{heavy} & sys.modules.keys())"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).split() == []
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    import jasper_ray
+
+    with pytest.raises(AttributeError, match="has no attribute 'teach'"):
+        _ = jasper_ray.teach
+
+
+def imported(file: Path) -> set[str]:
+    """Top-level names that `file` imports, wherever in it."""
+    return {name.partition(".")[0] for node in ast.walk(ast.parse(file.read_text("utf-8"))) for name in names(node)}
+
+
+def names(node: ast.AST) -> Iterator[str]:
+    if isinstance(node, ast.Import):
+        yield from (alias.name for alias in node.names)
+    elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+        yield node.module
+
+
+def normal(name: str) -> str:
+    return name.lower().replace("_", "-")
