@@ -13,7 +13,6 @@ import ray
 from ray.data import Dataset
 
 from jasper_ray.assets import locate
-from jasper_ray.compiler import require_compiler
 from jasper_ray.data import Manifest, Shard
 from jasper_ray.data.checking import check_sources
 from jasper_ray.data.order import batches_in_pass, plan_visits
@@ -46,8 +45,6 @@ def distill(recipe: Recipe, folder: Path) -> Path:
     run = RunFolder(folder.absolute())
     sets = read_sets(recipe.evaluation.sets)
     check_sources(recipe.corpus)
-    if not all(stage.gpus_per_worker for stage in recipe.stages):
-        require_compiler()
     teachers = [{"name": t.name, "weight": t.weight, "identity": identity(t), **t.pinned()} for t in recipe.teachers]
     run.open(recipe, teachers)
     with ray_session(*least_resources(recipe)):

@@ -7,6 +7,8 @@ import logging
 import sys
 from pathlib import Path
 
+import transformers
+
 from jasper_ray.config import ConfigError
 from jasper_ray.dry_run import describe
 from jasper_ray.evaluation import load_sets
@@ -22,10 +24,16 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def show_progress() -> None:
+    """Our lines on stderr, and no bars of the libraries between them."""
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s  %(message)s", datefmt="%H:%M:%S")
+    logging.getLogger("jasper_ray").setLevel(logging.INFO)
+    transformers.utils.logging.disable_progress_bar()
+
+
 def main() -> None:
     options = arguments()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s  %(message)s", datefmt="%H:%M:%S")
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    show_progress()
     recipe = load_recipe(options.recipe)
     if options.sets:
         recipe = with_sets(recipe, load_sets(options.sets))

@@ -7,7 +7,7 @@ from jasper_ray.evaluation.reading import SetData, read_sets
 from jasper_ray.evaluation.report import render
 from jasper_ray.evaluation.scores import MetricName, Record, Score, label, load, save
 from jasper_ray.evaluation.scoring import check, evaluate
-from jasper_ray.evaluation.sets import EvaluationSet, check_names, load_sets, resolve_paths
+from jasper_ray.evaluation.sets import EvaluationSet, load_sets, resolve_paths
 
 __all__ = [
     "Agreement",
@@ -18,7 +18,6 @@ __all__ = [
     "SetData",
     "agreement",
     "check",
-    "check_names",
     "evaluate",
     "label",
     "load",

@@ -20,7 +20,7 @@ class Agreement:
     cosine: float | None
     """Mean cosine of a student row with its target row, -1 to 1; None for a head of another size than the target."""
     gram_error: float
-    """Root mean squared difference of the two cosines of a pair of rows, over all pairs of different rows; 0 is best."""
+    """Root mean squared difference between student and target cosine of a pair of rows, over all pairs; 0 is best."""
     pair_order: float
     """Share of pairs of pairs that student and teacher put in the same order, 0 to 1; see `pair_order`."""
 
@@ -66,8 +66,10 @@ def pair_order(student_P: np.ndarray, teacher_P: np.ndarray) -> float:
     a pair with either difference exactly 0 is in neither. 1: the same order throughout, 0.5: chance, which is also
     the value where no pair can be compared, as of a student that has collapsed to a point.
 
-    Source: Kendall 1945, https://doi.org/10.1093/biomet/33.3.239: tau_b = (C - D) / sqrt((T - S_s) (T - S_t)) with T all pairs
-    and S the pairs tied on a side, and C + D = T - S_s - S_t + S_both.
+    With T all pairs and S those tied on a side, C + D = T - S_s - S_t + S_both and
+    tau_b = (C - D) / sqrt((T - S_s) (T - S_t)).
+
+    Source: Kendall 1945, https://doi.org/10.1093/biomet/33.3.239
     """
     pairs = _pairs(len(student_P))
     student_ties, teacher_ties = _ties(student_P), _ties(teacher_P)

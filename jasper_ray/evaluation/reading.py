@@ -1,11 +1,12 @@
 """Evaluation sets in memory: read once, checked before any model is loaded, then scored with any number of models."""
 
-# Shape legend: P pairs.
+# Shape legend: P pairs, C documents, Q queries, N training rows, M test rows, D size of the vectors.
 
 from __future__ import annotations
 
 import hashlib
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,11 +37,12 @@ class PairData:
     metric: ClassVar[MetricName] = "spearman"
     name: str
     requests: tuple[Request, Request]
-    scores_P: np.ndarray
+    scores: np.ndarray
+    """One a pair, in float64."""
 
     def score(self, left_PD: np.ndarray, right_PD: np.ndarray) -> float:
         """Spearman x100; the arrays are the vectors of `requests`."""
-        return 100 * spearman(left_PD, right_PD, self.scores_P)
+        return 100 * spearman(left_PD, right_PD, self.scores)
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,8 +80,14 @@ def read_sets(sets: Sequence[EvaluationSet]) -> tuple[SetData, ...]:
     """The contents of every set.
 
     Raises:
-        ConfigError: a missing file or column, a score that is no number, judgements of unknown documents, unknown classes.
+        ConfigError: a name given twice, a missing file or column, a score that is no number, a judgement of an unknown document or query,
+            a class of the test file that the training file lacks.
     """
+    for name, count in Counter(one.name for one in sets).items():
+        if count > 1:
+            raise ConfigError(
+                f"found {count} evaluation sets of the name {name!r}; give each its own, reports tell them by it"
+            )
     return tuple(read_set(one) for one in sets)
 
 
@@ -95,13 +103,13 @@ def read_set(one: EvaluationSet) -> SetData:
 def _read_pairs(one: PairSet) -> PairData:
     columns = (one.columns.left, one.columns.right, one.columns.score)
     rows = read_rows(one.path, one.format, one.header, columns)[: one.limit]
-    scores_P = np.array([_number(row, one.path) for row in rows])
-    if np.ptp(scores_P) == 0:
+    scores = np.array([_number(row, one.path) for row in rows])
+    if np.ptp(scores) == 0:
         raise ConfigError(
-            f"{one.path} gives all {len(rows)} pairs the score {scores_P[0]:g}; a ranking needs at least two scores"
+            f"{one.path} gives all {len(rows)} pairs the score {scores[0]:g}; a ranking needs at least two scores"
         )
     left, right, _ = zip(*(row.fields for row in rows), strict=True)
-    return PairData(one.name, (Request(left, one.prompt), Request(right, one.prompt)), scores_P)
+    return PairData(one.name, (Request(left, one.prompt), Request(right, one.prompt)), scores)
 
 
 def _number(row: Row, path: Path) -> float:
@@ -145,7 +153,8 @@ def _check_judgements(
         for document in relevant:
             if document not in documents:
                 raise ConfigError(
-                    f"{one.qrels} calls document {document!r} relevant, which is not among the {len(documents)} of {one.documents}"
+                    f"{one.qrels} calls document {document!r} relevant, "
+                    f"which is not among the {len(documents)} of {one.documents}"
                 )
 
 
@@ -166,7 +175,7 @@ def _read_classification(one: ClassificationSet) -> ClassificationData:
 
 
 def _per_class(rows: Sequence[Row], count: int | None) -> list[tuple[str, str]]:
-    """Texts and labels; with `count`, those of each class whose hashes are smallest, whatever their order in the file."""
+    """Texts and labels; with `count`, of each class those with the smallest hash, whatever the order of the file."""
     pairs = [(row.fields[0], row.fields[1]) for row in rows]
     if count is None:
         return pairs

@@ -48,7 +48,7 @@ def read_cranfield_texts(path: Path) -> Texts:
 
 
 def read_cranfield_grades(path: Path) -> Grades:
-    """Judgements of lines `query document code`: a code above 0 means relevant, all relevant documents weigh the same."""
+    """Judgements of lines `query document code`: a code above 0 means relevant, and all relevant documents weigh 1."""
     grades: Grades = {}
     for number, line in enumerate(read_text(path).split("\n"), start=1):
         fields = line.split()
@@ -59,7 +59,8 @@ def read_cranfield_grades(path: Path) -> Grades:
             raise ConfigError(
                 f"{where} holds {line.strip()!r}, the three numbers of query, document and code were expected"
             )
-        _add(grades, *fields, where, binary=True)
+        query, document, code = fields
+        _add(grades, query, document, code, where, binary=True)
     return grades
 
 

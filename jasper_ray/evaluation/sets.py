@@ -12,7 +12,6 @@ Relative paths count from the folder of the YAML file.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -127,7 +126,7 @@ def load_sets(path: str | Path) -> tuple[EvaluationSet, ...]:
     """The evaluation sets that the YAML file `path` lists, their paths resolved against its folder.
 
     Raises:
-        ConfigError: no such file, not a YAML list, an unknown type or field, or a name given twice.
+        ConfigError: no such file, not a YAML list, or an unknown type or field.
     """
     path = Path(path)
     entries = _read_yaml(path)
@@ -137,15 +136,7 @@ def load_sets(path: str | Path) -> tuple[EvaluationSet, ...]:
         sets = _SETS.validate_python(entries)
     except ValidationError as error:
         raise ConfigError(f"{path}: {_first_fault(error)}") from error
-    check_names(sets, str(path))
     return resolve_paths(sets, path.parent)
-
-
-def check_names(sets: Sequence[EvaluationSet], where: str) -> None:
-    """Refuses sets that share a name, since reports tell them apart by it."""
-    for name, count in Counter(one.name for one in sets).items():
-        if count > 1:
-            raise ConfigError(f"{where} gives the name {name!r} to {count} evaluation sets; give each its own")
 
 
 def resolve_paths(sets: Sequence[EvaluationSet], folder: Path) -> tuple[EvaluationSet, ...]:

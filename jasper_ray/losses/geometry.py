@@ -1,12 +1,14 @@
 """Unit rows and the cosines between them, always in float32: what every loss measures.
 
 Under bfloat16 autocast a cosine between 0.5 and 1 would be known to 0.004 only, a quarter of the relative similarity's
-margin, and half the teacher's order would drown in ties. Hence float32, whatever comes in and whatever autocast says.
+margin, and much of the teacher's order would drown in ties. Hence float32, whatever comes in, autocast or not.
 """
 
 # Shape legend: B rows (texts), D dimensions of a student's row, E of a teacher's, P = B(B-1)/2 unordered pairs of rows.
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -43,9 +45,25 @@ def cosines(vectors_BD: Tensor) -> Tensor:
 
     On a GPU leave TF32 matrix products off, as torch does by default: they would keep 10 bits of each factor.
     """
-    with torch.autocast(device_type=vectors_BD.device.type, enabled=False):
-        unit_BD = unit_rows(vectors_BD)
-        return unit_BD @ unit_BD.T
+    cosine_BB: Tensor = _Gram.apply(unit_rows(vectors_BD))
+    return cosine_BB
+
+
+class _Gram(torch.autograd.Function):
+    """`x x^T` outside autocast, backward too, which a caller may well start inside; and one product there, not two."""
+
+    @staticmethod
+    def forward(ctx: Any, unit_BD: Tensor) -> Tensor:
+        ctx.save_for_backward(unit_BD)
+        with torch.autocast(device_type=unit_BD.device.type, enabled=False):
+            return unit_BD @ unit_BD.T
+
+    @staticmethod
+    def backward(ctx: Any, upstream_BB: Tensor) -> Tensor:
+        (unit_BD,) = ctx.saved_tensors
+        with torch.autocast(device_type=unit_BD.device.type, enabled=False):
+            gradient_BD: Tensor = (upstream_BB + upstream_BB.T) @ unit_BD
+            return gradient_BD
 
 
 def pair_cosines(vectors_BD: Tensor) -> Tensor:

@@ -141,8 +141,7 @@ def _workers() -> int:
 
 def _check_equal_rows(target_BE: Tensor) -> None:
     """Raise `ValueError`, on every worker alike, unless all of them hold equally many rows, which a gather needs."""
-    rows_W = _all_gather(torch.tensor([len(target_BE)], device=target_BE.device))
-    rows = [int(count) for count in rows_W]
+    rows = torch.cat(_all_gather(torch.tensor([len(target_BE)], device=target_BE.device))).tolist()
     if len(set(rows)) > 1:
         raise ValueError(
             f"The workers hold batches of {rows} rows; scope 'global' needs equal ones. "

@@ -3,8 +3,8 @@
 Written out, the loss is a sum over the P x P comparisons of two scores. The comparison of p with a lower-ranked q is
 active where `s_q + margin > s_p`, and there it is linear: `s_q + margin - s_p`. So two counts a score are all it takes:
 
-    below_p = how many q ranked below p are active against p (each wants s_p up),
-    above_p = how many p' ranked above p does p stand active against (each wants s_p down),
+    below_p = how many scores ranked below p are active against p (each wants s_p up),
+    above_p = how many scores ranked above p is p active against (each wants s_p down),
     value * N = sum over p of (above_p - below_p) * s_p + below_p * margin,
     d value / d s_p = (above_p - below_p) / N.
 
@@ -35,7 +35,7 @@ def hinge_ranking_loss(student_P: Tensor, teacher_P: Tensor, margin: float) -> T
     if student_P.device.type == "mps":
         # Apple's GPU has no float64. The scores are a few megabytes, so the CPU takes them and exactness stays.
         return hinge_ranking_loss(student_P.cpu(), teacher_P.cpu(), margin).to(student_P.device)
-    loss: Tensor = _HingeRanking.apply(student_P, teacher_P, margin)  # type: ignore[no-untyped-call]
+    loss: Tensor = _HingeRanking.apply(student_P, teacher_P, margin)
     return loss
 
 
@@ -44,10 +44,12 @@ class _HingeRanking(torch.autograd.Function):
     def forward(ctx: Any, student_P: Tensor, teacher_P: Tensor, margin: float) -> Tensor:
         below_P, above_P = active_comparisons(student_P, teacher_P, margin)
         comparisons = len(student_P) * (len(student_P) - 1) // 2
-        slope_P = (above_P - below_P).double()
+        # A NaN target has no order, yet sorting gives it one: pass the NaN on, as the other losses do.
+        slope_P = (above_P - below_P).double() + 0 * teacher_P.sum()
         ctx.save_for_backward((slope_P / comparisons).float())
-        # float64 carries the sum: a count times a float32 score is exact in it, and N terms cancel down to the loss.
-        return ((slope_P * student_P).sum() + margin * below_P.sum()).div(comparisons).float()
+        # float64 carries the sum: a count times a float32 score is exact in it, and large terms cancel to the loss.
+        total = (slope_P * student_P).sum() + margin * below_P.sum().double()
+        return (total / comparisons).float()
 
     @staticmethod
     @once_differentiable
@@ -57,9 +59,9 @@ class _HingeRanking(torch.autograd.Function):
 
 
 def active_comparisons(student_P: Tensor, teacher_P: Tensor, margin: float) -> tuple[Tensor, Tensor]:
-    """For every score p, how many q are active against it from below and from above in rank: two int64 [P].
+    """The counts `below_p` and `above_p` of every score p, as this file's head defines them: two int64 [P].
 
-    Both add up to the same number, that of all active comparisons.
+    Either adds up to the number of all active comparisons.
     """
     sorted_P, order_P = student_P.double().sort()
     raised_P = sorted_P + margin
@@ -100,7 +102,7 @@ def _count_by_rank(rank_P: Tensor, spared_P: Tensor, reach_P: Tensor) -> tuple[T
         torch.cumsum(goes_left_P, 0, dtype=torch.int32, out=to_left[1:])  # to_left[k]: how many of the first k go left
         left_3P = to_left.index_select(0, position_3P.flatten()).view_as(position_3P)
         right_3P = position_3P - left_3P
-        goes_right_P = rank_P >> bit & 1  # 0 or 1: multiplying by it is twice as fast as torch.where on a CPU
+        goes_right_P = rank_P >> bit & 1  # 0 or 1: multiplying by it is faster than torch.where on a CPU
         lower_P += (left_3P[1] - left_3P[0]) * goes_right_P
         higher_P += (right_3P[2] - right_3P[0]) * (1 - goes_right_P)
         position_3P = left_3P + (to_left[-1] + right_3P - left_3P) * goes_right_P

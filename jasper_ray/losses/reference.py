@@ -1,4 +1,4 @@
-"""The relative similarity loss in its published form, all P x P comparisons in one matrix: what the fast one must equal.
+"""The relative similarity loss in its published form, all P x P comparisons in one matrix; the fast one must equal it.
 
 Kept for tests and benchmarks; training never calls it. O(P^2) = O(B^4) time and memory: each of its float32 matrices
 takes 264 MB for 128 texts, and 1.1 TB for 1,024.

@@ -15,7 +15,7 @@ from torch import Tensor
 from jasper_ray.encoders import load_student
 from jasper_ray.models.folder import save_student
 from jasper_ray.models.ridge import RidgeFit, set_heads
-from jasper_ray.pipelines.label import Batch, vector_column
+from jasper_ray.pipelines.shards import Batch, vector_column
 from jasper_ray.teachers import Teacher, fuse
 
 
@@ -33,10 +33,9 @@ def fit_heads(start: Path, dataset: Dataset, teachers: Sequence[Teacher], regula
 
 
 def by_prompt(batch: Batch) -> Iterator[tuple[np.ndarray, str | None]]:
-    """Indices of the rows that share a prompt, prompt by prompt."""
-    prompts = batch["prompt"].tolist()
-    for prompt in sorted(set(prompts), key=str):
-        yield np.flatnonzero([found == prompt for found in prompts]), prompt
+    """Indices of the rows that share a prompt, prompt by prompt; None for rows without one."""
+    for prompt in sorted(set(batch["prompt"])):
+        yield np.flatnonzero(batch["prompt"] == prompt), prompt or None
 
 
 def target(batch: Batch, teachers: Sequence[Teacher]) -> Tensor:

@@ -16,17 +16,16 @@ from pathlib import Path
 import numpy as np
 import ray
 import torch
-from ray.data import ActorPoolStrategy, Dataset, ExecutionOptions
+from ray.data import ActorPoolStrategy, Dataset, ExecutionOptions, TaskPoolStrategy
 
-from jasper_ray.data import Shard, read_shard
-from jasper_ray.data.order import Visit, row_order
+from jasper_ray.data import Shard
+from jasper_ray.data.order import Visit
+from jasper_ray.pipelines.shards import Batch, ReadShard, ReadTargets, arrange, same, with_vectors
 from jasper_ray.pipelines.targets import TargetCache
 from jasper_ray.teachers import Teacher, TeacherEncoder
 
-Batch = dict[str, np.ndarray]
-
-LIGHT_TASK = {"num_cpus": 0.1}
-"""Reading and cutting shards takes little; a whole processor a task would starve teachers and trainers."""
+LIGHT_TASK = {"num_cpus": 0.1, "compute": TaskPoolStrategy(2)}
+"""Reading and cutting a shard takes milliseconds: two processes keep up with any pool, whole processors would starve it."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,7 @@ class Labeller:
     """The folder that shard files are relative to."""
 
     def label(self, visits: Sequence[Visit]) -> Dataset:
-        """A dataset with a block for each visit: id, text, prompt, position, and for each teacher its vectors and its
+        """A dataset with a block for each visit: id, text, prompt (empty: none), position, and for each teacher its vectors and its
         seconds a row (0 where they came from the cache). Nothing runs before the dataset is consumed."""
         items = [asdict(visit) for visit in visits]
         dataset = ray.data.from_items(items, override_num_blocks=len(items))
@@ -77,42 +76,6 @@ def add_teacher(dataset: Dataset, teacher: Teacher, cache: TargetCache | None, s
     )
 
 
-class ReadShard:
-    """A visit becomes its shard's rows, in the order they are stored."""
-
-    def __init__(self, corpus: Path) -> None:
-        self.corpus = corpus
-
-    def __call__(self, batch: Batch) -> Batch:
-        if len(batch["file"]) != 1:
-            raise AssertionError("a block must hold one visit")
-        table = read_shard(self.corpus / str(batch["file"][0]))
-        columns: Batch = {name: table[name].to_numpy(zero_copy_only=False) for name in ("id", "text", "prompt")}
-        visit = Visit(**{name: values[0].item() if hasattr(values[0], "item") else values[0] for name, values in batch.items()})
-        columns["shard"] = np.full(len(table), visit.sha256, dtype=object)
-        columns["position"] = positions(visit)
-        return columns
-
-
-def positions(visit: Visit) -> np.ndarray:
-    """For each stored row, its place in the stage's sequence; -1 for rows that the visit does not use."""
-    positions_N = np.full(visit.rows, -1, dtype=np.int64)
-    positions_N[row_order(visit)] = np.arange(visit.position, visit.position + visit.take)
-    return positions_N
-
-
-class ReadTargets:
-    """Adds a teacher's vectors from its cache."""
-
-    def __init__(self, teacher: str, cache: TargetCache) -> None:
-        self.teacher = teacher
-        self.cache = cache
-
-    def __call__(self, batch: Batch) -> Batch:
-        vectors_ND = self.cache.read(str(batch["shard"][0]), batch["id"].tolist())
-        return with_vectors(batch, self.teacher, vectors_ND, seconds=0.0)
-
-
 class LabelShard:
     """Adds a teacher's vectors: from its cache where they are, else from its model, and then into the cache."""
 
@@ -129,39 +92,11 @@ class LabelShard:
         if self.model is None:  # the first shard to label pays for loading; a pool that only reads never does
             self.model = TeacherEncoder(self.teacher, self.teacher.load())
         started = time.perf_counter()
-        vectors_ND = self.model.encode_mixed(batch["text"].tolist(), batch["prompt"].tolist()).astype(np.float16)
+        vectors_ND = self.model.encode_mixed(batch["text"].tolist(), [name or None for name in batch["prompt"]]).astype(np.float16)
         seconds = time.perf_counter() - started
         if self.cache is not None:
             self.cache.write(shard, batch["id"].tolist(), vectors_ND)
         return with_vectors(batch, self.teacher.name, vectors_ND, seconds / len(vectors_ND))
-
-
-def with_vectors(batch: Batch, teacher: str, vectors_ND: np.ndarray, seconds: float) -> Batch:
-    """`batch` with a teacher's two columns more."""
-    rows = len(vectors_ND)
-    return {**batch, vector_column(teacher): vectors_ND, seconds_column(teacher): np.full(rows, seconds, np.float32)}
-
-
-def vector_column(teacher: str) -> str:
-    """The column of a teacher's vectors."""
-    return f"vector:{teacher}"
-
-
-def seconds_column(teacher: str) -> str:
-    """The column of the seconds a row took a teacher."""
-    return f"seconds:{teacher}"
-
-
-def arrange(batch: Batch) -> Batch:
-    """A shard's rows that its visit uses, in the visit's order."""
-    used = np.flatnonzero(batch["position"] >= 0)
-    order = used[np.argsort(batch["position"][used])]
-    return {name: column[order] for name, column in batch.items() if name != "shard"}
-
-
-def same(batch: Batch) -> Batch:
-    """The batch, unchanged."""
-    return batch
 
 
 def collect(dataset: Dataset, columns: Sequence[str]) -> dict[str, np.ndarray]:

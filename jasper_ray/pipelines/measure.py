@@ -16,7 +16,8 @@ from jasper_ray.data import Shard
 from jasper_ray.encoders import Encoder, load_student
 from jasper_ray.evaluation import Record, SetData, agreement, evaluate, label
 from jasper_ray.pipelines.heads import by_prompt, target
-from jasper_ray.pipelines.label import Batch, Labeller, collect, vector_column
+from jasper_ray.pipelines.label import Labeller, collect
+from jasper_ray.pipelines.shards import Batch, vector_column
 from jasper_ray.teachers import Teacher, TeacherEncoder, Together
 
 HELD_OUT = "held-out"

@@ -12,7 +12,7 @@ from jasper_ray.data.files import SourceFiles
 from jasper_ray.data.reading import clean_column, read_stream
 from jasper_ray.data.settings import Source
 
-BATCH_ROWS = 4096
+BATCH_ROWS = 1024
 """Rows that are handled together; bounds a worker's memory when documents are long."""
 
 

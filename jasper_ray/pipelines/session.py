@@ -56,8 +56,9 @@ def check_room(cpus: float, gpus: float) -> None:
 
 
 def quiet(context: DataContext) -> None:
-    """Our own lines tell how far a run is; Ray Data's bars would tear them apart."""
+    """Our own lines tell how far a run is; Ray Data's bars and hints would tear them apart."""
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
-    logging.getLogger("ray.train").setLevel(logging.WARNING)
+    context.issue_detectors_config.detectors = []
+    for name in ("ray.data", "ray.train"):
+        logging.getLogger(name).setLevel(logging.ERROR)

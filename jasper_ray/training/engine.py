@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import deepspeed
+import deepspeed.ops
 import torch
 from deepspeed.utils import safe_get_full_fp32_param
 from torch import Tensor, nn
@@ -26,6 +27,8 @@ def build_engine(student: Student, stage: Stage, total_steps: int, device: torch
     torch.distributed must be up already, with one rank a worker.
     """
     backend = "nccl" if device.type == "cuda" else "gloo"
+    # Only tensor-parallel inference uses this operator; compiling it takes minutes and a C++ compiler.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
     optimiser = torch.optim.AdamW(
         parameter_groups(student, stage.weight_decay),
@@ -63,17 +66,20 @@ def learning_rate_share(step: int, total_steps: int, stage: Stage) -> float:
 
 def engine_config(stage: Stage, device: torch.device) -> dict[str, Any]:
     """DeepSpeed's configuration for a stage."""
+    in_bf16 = stage.precision == "bf16"
+    # From ZeRO 1 on DeepSpeed keeps fp32 weights and gradients beside bf16 ones; the arithmetic of 0 and 1 is the same.
+    zero = max(stage.zero, 1) if in_bf16 else stage.zero
     config: dict[str, Any] = {
         "train_batch_size": stage.batch_size,
         "train_micro_batch_size_per_gpu": stage.micro_rows,
         "gradient_accumulation_steps": stage.accumulation,
         "gradient_clipping": stage.gradient_clipping or 0.0,
-        "zero_optimization": {"stage": stage.zero, "overlap_comm": device.type == "cuda"},
+        "zero_optimization": {"stage": zero, "overlap_comm": device.type == "cuda"},
         "zero_allow_untested_optimizer": True,  # torch's AdamW is meant, not a mistake
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 1 << 62,  # progress is ours to print
     }
-    if stage.precision == "bf16":
+    if in_bf16:
         config |= {"bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32"}}
     return config
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -22,7 +23,7 @@ class Progress:
         self.metrics = metrics
         self.name = name
         self.total_steps = total_steps
-        self.shown = -1
+        self.shown = last_step(metrics)
         self.finished = threading.Event()
         self.thread = threading.Thread(target=self.follow, name="progress", daemon=True)
 
@@ -40,30 +41,39 @@ class Progress:
             self.show()
 
     def show(self) -> None:
-        """Log the newest step, unless it was shown already."""
-        record = last_record(self.metrics)
-        if record and record["step"] != self.shown:
-            self.shown = record["step"]
-            logger.info("%s", progress_line(self.name, record, self.total_steps))
+        """Log the steps since the last line, if there are any."""
+        fresh = [record for record in newest_records(self.metrics) if record["step"] > self.shown]
+        if fresh:
+            self.shown = fresh[-1]["step"]
+            logger.info("%s", progress_line(self.name, fresh, self.total_steps))
 
 
-def last_record(metrics: Path) -> dict[str, Any] | None:
-    """The newest whole line of metrics.jsonl."""
+def last_step(metrics: Path) -> int:
+    """The newest step logged; -1 before the first."""
+    records = newest_records(metrics)
+    return records[-1]["step"] if records else -1
+
+
+def newest_records(metrics: Path) -> list[dict[str, Any]]:
+    """The newest whole lines of metrics.jsonl, as many as its last 64 KiB hold."""
     if not metrics.is_file():
-        return None
+        return []
     with metrics.open("rb") as file:
-        file.seek(max(0, metrics.stat().st_size - 16384))
+        file.seek(max(0, metrics.stat().st_size - 65536))
         lines = file.read().split(b"\n")[:-1]
-    return json.loads(lines[-1]) if lines and lines[-1].startswith(b"{") else None
+    return [json.loads(line) for line in lines if line.startswith(b"{")]
 
 
-def progress_line(name: str, record: dict[str, Any], total_steps: int) -> str:
-    """`fc1  step 120/350  loss 3.21  312 texts/s  4% waiting  1 min 20 s left`."""
-    done = record["step"] + 1
-    left = (total_steps - done) * record["seconds"]
+def progress_line(name: str, records: Sequence[dict[str, Any]], total_steps: int) -> str:
+    """`fc1  step 120/350  loss 3.21  312 texts/s  4% waiting  1 min 20 s left`, averaged over `records`."""
+    seconds = sum(record["seconds"] for record in records)
+    rows = sum(record["rows_per_s"] * record["seconds"] for record in records)
+    waited = sum(record["wait_share"] * record["seconds"] for record in records)
+    done = records[-1]["step"] + 1
+    loss = sum(record["total"] for record in records) / len(records)
     return (
-        f"{name}  step {done}/{total_steps}  loss {record['total']:.4g}  {record['rows_per_s']:.0f} texts/s  "
-        f"{record['wait_share']:.0%} waiting  {duration(left)} left"
+        f"{name}  step {done}/{total_steps}  loss {loss:.4g}  {rows / seconds:.0f} texts/s  "
+        f"{waited / seconds:.0%} waiting  {duration((total_steps - done) * seconds / len(records))} left"
     )
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import sys
 import tempfile
 import uuid
 from collections.abc import Callable
@@ -83,8 +81,7 @@ class Stream:
 
 def worker_environment(on_gpu: bool) -> dict[str, str]:
     """What a worker must find in its environment before it imports anything."""
-    tools = str(Path(sys.executable).parent)  # ninja lies beside python in a virtual environment
-    environment = {"PATH": f"{tools}{os.pathsep}{os.environ.get('PATH', '')}", "TOKENIZERS_PARALLELISM": "false"}
+    environment = {"TOKENIZERS_PARALLELISM": "false"}
     return environment if on_gpu else {**environment, "DS_ACCELERATOR": "cpu", "OMP_WAIT_POLICY": "PASSIVE"}
 
 

@@ -1,0 +1,82 @@
+"""Shards on their way through the pipeline: read, given vectors from a cache, put in order.
+
+These run in many small tasks, so nothing here imports torch or a model library: a task's process starts quickly.
+"""
+
+# Shape legend: N rows of a shard, D size of a teacher's vectors.
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from jasper_ray.data.order import Visit, row_order
+from jasper_ray.data.shards import read_shard
+from jasper_ray.pipelines.targets import TargetCache
+
+Batch = dict[str, np.ndarray]
+
+
+class ReadShard:
+    """A visit becomes its shard's rows, in the order they are stored."""
+
+    def __init__(self, corpus: Path) -> None:
+        self.corpus = corpus
+
+    def __call__(self, batch: Batch) -> Batch:
+        if len(batch["file"]) != 1:
+            raise AssertionError("a block must hold one visit")
+        table = read_shard(self.corpus / str(batch["file"][0]))
+        columns: Batch = {name: table[name].fill_null("").to_numpy() for name in ("id", "text", "prompt")}
+        visit = Visit(**{name: values[0].item() if hasattr(values[0], "item") else values[0] for name, values in batch.items()})
+        columns["shard"] = np.full(len(table), visit.sha256, dtype=object)
+        columns["position"] = positions(visit)
+        return columns
+
+
+def positions(visit: Visit) -> np.ndarray:
+    """For each stored row, its place in the stage's sequence; -1 for rows that the visit does not use."""
+    positions_N = np.full(visit.rows, -1, dtype=np.int64)
+    positions_N[row_order(visit)] = np.arange(visit.position, visit.position + visit.take)
+    return positions_N
+
+
+class ReadTargets:
+    """Adds a teacher's vectors from its cache."""
+
+    def __init__(self, teacher: str, cache: TargetCache) -> None:
+        self.teacher = teacher
+        self.cache = cache
+
+    def __call__(self, batch: Batch) -> Batch:
+        vectors_ND = self.cache.read(str(batch["shard"][0]), batch["id"].tolist())
+        return with_vectors(batch, self.teacher, vectors_ND, seconds=0.0)
+
+
+def with_vectors(batch: Batch, teacher: str, vectors_ND: np.ndarray, seconds: float) -> Batch:
+    """`batch` with a teacher's two columns more."""
+    rows = len(vectors_ND)
+    return {**batch, vector_column(teacher): vectors_ND, seconds_column(teacher): np.full(rows, seconds, np.float32)}
+
+
+def vector_column(teacher: str) -> str:
+    """The column of a teacher's vectors."""
+    return f"vector:{teacher}"
+
+
+def seconds_column(teacher: str) -> str:
+    """The column of the seconds a row took a teacher."""
+    return f"seconds:{teacher}"
+
+
+def arrange(batch: Batch) -> Batch:
+    """A shard's rows that its visit uses, in the visit's order."""
+    used = np.flatnonzero(batch["position"] >= 0)
+    order = used[np.argsort(batch["position"][used])]
+    return {name: column[order] for name, column in batch.items() if name != "shard"}
+
+
+def same(batch: Batch) -> Batch:
+    """The batch, unchanged."""
+    return batch

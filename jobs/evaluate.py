@@ -1,0 +1,64 @@
+"""Measure models on evaluation sets: python jobs/evaluate.py --model DIR [--model DIR] --sets sets.yaml."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from jasper_ray.config import ConfigError
+
+SETS = """
+a list of sets; their paths count from the folder of the list:
+
+  - {type: pairs, name: stsb, path: stsb.csv, format: csv, header: false, columns: {left: 0, right: 1, score: 2}}
+  - {type: retrieval, name: nfcorpus, format: beir, documents: corpus.jsonl, queries: queries.jsonl, qrels: test.tsv}
+  - {type: classification, name: banking77, train: train.csv, test: test.csv, format: csv,
+     columns: {text: text, label: category}, train_per_class: 20}
+"""
+
+
+def arguments() -> argparse.Namespace:
+    about = "Measure models on sentence pairs, retrieval and classification sets; of a student, every head."
+    model = (
+        "a student folder, any sentence-transformers folder or hub id, an asset like pypi:all-MiniLM-L6-v2; repeatable"
+    )
+    dtypes = ("float32", "bfloat16", "float16")
+    form = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=about, epilog=SETS, formatter_class=form)
+    parser.add_argument("--model", action="append", required=True, help=model)
+    parser.add_argument("--sets", metavar="FILE", default="sets.yaml", help="YAML list of sets (default: %(default)s)")
+    parser.add_argument("--dim", type=int, action="append", help="measure this head alone; repeatable (default: all)")
+    parser.add_argument("--json", metavar="FILE", help="write the scores to FILE too, anew after each model")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: a GPU where there is one)")
+    parser.add_argument(
+        "--dtype", default="float32", choices=dtypes, help="precision of the model (default: %(default)s)"
+    )
+    return parser.parse_args()
+
+
+def main() -> None:
+    options = arguments()
+    # These take seconds to import; --help and a mistyped option need none of them.
+    import transformers
+
+    from jasper_ray.encoders import load_encoder
+    from jasper_ray.evaluation import evaluate, label, load_sets, read_sets, render, save
+
+    transformers.utils.logging.disable_progress_bar()
+    sets = read_sets(load_sets(options.sets))
+    records = []
+    for model in options.model:
+        print(f"measuring {model}", file=sys.stderr)
+        encoder = load_encoder(model, options.device, options.dtype)
+        records += label(model, evaluate(encoder, sets, options.dim))
+        if options.json:
+            save(records, options.json)
+    print(render(records))
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

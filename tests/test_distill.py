@@ -1,0 +1,120 @@
+"""The whole job: from a recipe file to a student, killed and continued, and refused where it must not continue."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from sentence_transformers import SentenceTransformer
+from small_run import recipe_values, stage
+
+from jasper_ray import load_student
+from jasper_ray.config import ConfigError
+from jasper_ray.distill import distill
+from jasper_ray.evaluation import load
+from jasper_ray.recipe import parse_recipe
+
+ROOT = Path(__file__).resolve().parent.parent
+FIRST = stage("first", train=["heads.48.*"], losses={48: {"cosine": 10}}, steps=4)
+SECOND = stage("second", workers=2, zero=1, passes=3, steps=None, checkpoint_every=5)
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run whose driver is killed in its second stage and started again; returns the folder it happened in."""
+    folder = tmp_path_factory.mktemp("job")
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe_values(folder, FIRST, SECOND)), encoding="utf-8")
+    first = start(folder)
+    wait_for_checkpoint(first, folder / "run")
+    os.killpg(first.pid, signal.SIGKILL)
+    first.wait()
+    remember(folder)
+    again = start(folder)
+    out, _ = again.communicate(timeout=400)
+    assert again.returncode == 0, out
+    (folder / "out.txt").write_text(out, encoding="utf-8")
+    return folder
+
+
+def start(folder: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, str(ROOT / "jobs" / "distill.py"), str(folder / "recipe.yaml"), "--run", str(folder / "run")]
+    return subprocess.Popen(
+        command, cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
+    )
+
+
+def wait_for_checkpoint(process: subprocess.Popen[str], run: Path) -> None:
+    """Until the second stage has a checkpoint and has gone on from it."""
+    while not (list(run.glob("stages/2-second-*/checkpoints/step-*/state.json")) and len(steps(run, "2-second")) > 7):
+        assert process.poll() is None, process.stdout.read() if process.stdout else ""
+        time.sleep(0.1)
+
+
+def steps(run: Path, name: str) -> list[dict[str, Any]]:
+    (path,) = list(run.glob(f"stages/{name}-*/metrics.jsonl")) or [Path(os.devnull)]
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
+
+
+def remember(folder: Path) -> None:
+    """Note what was there when the driver was killed."""
+    run = folder / "run"
+    seen = {
+        "first": (next(run.glob("stages/1-first-*")) / "student" / "model.safetensors").stat().st_mtime_ns,
+        "targets": {str(path): path.stat().st_mtime_ns for path in run.glob("targets/*/*.parquet")},
+    }
+    (folder / "seen.json").write_text(json.dumps(seen), encoding="utf-8")
+
+
+def test_a_killed_job_continues_where_it_was(job: Path) -> None:
+    seen, run = json.loads((job / "seen.json").read_text()), job / "run"
+    assert "first  finished before" in (job / "out.txt").read_text()
+    assert (next(run.glob("stages/1-first-*")) / "student" / "model.safetensors").stat().st_mtime_ns == seen["first"]
+    second = steps(run, "2-second")
+    assert [record["step"] for record in second] == list(range(second[0]["total_steps"]))
+
+
+def test_cached_targets_are_not_computed_again(job: Path) -> None:
+    seen, run = json.loads((job / "seen.json").read_text()), job / "run"
+    assert seen["targets"]
+    assert all(Path(path).stat().st_mtime_ns == written for path, written in seen["targets"].items())
+    second = steps(run, "2-second")
+    last_pass = second[-len(second) // 3 :]
+    assert all(record["labelled/a"] == record["labelled/b"] == 0 for record in last_pass)
+
+
+def test_the_student_loads_without_this_package_and_agrees_at_every_head(job: Path) -> None:
+    folder = job / "run" / "student"
+    texts = ["a sentence", "another one, somewhat longer than the first", "x"]
+    ours = load_student(folder)
+    assert ours.dims == (48, 16)
+    theirs = SentenceTransformer(str(folder), device="cpu").encode(texts, normalize_embeddings=True)
+    np.testing.assert_allclose(ours.encode(texts), theirs, atol=1e-5)
+
+
+def test_the_table_has_every_moment(job: Path) -> None:
+    moments = {record.moment for record in load(job / "run" / "evaluation.json")}
+    assert {"start", "1-first", "2-second", "ridge"} <= moments
+    assert "2-second" in (job / "out.txt").read_text()
+
+
+def test_a_finished_run_does_nothing_again(job: Path) -> None:
+    again = start(job)
+    out, _ = again.communicate(timeout=200)
+    assert again.returncode == 0
+    assert "second  finished before" in out
+
+
+def test_a_run_whose_teachers_changed_does_not_continue(job: Path) -> None:
+    values = recipe_values(job, FIRST, SECOND)
+    values["teachers"][1]["prompt"] = "passage: "
+    with pytest.raises(ConfigError, match=r"b with .*prompt.*passage"):
+        distill(parse_recipe(values, "test"), job / "run")

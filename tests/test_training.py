@@ -1,0 +1,110 @@
+"""Stages under Ray Train and DeepSpeed, on processors: what trains, that workers add up, that nothing is lost."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+import ray
+import torch
+from safetensors.torch import load_file
+from small_run import SmallRun, metrics
+from torch import Tensor
+
+from jasper_ray.config import ConfigError
+from jasper_ray.pipelines.session import ray_session
+from jasper_ray.training.job import latest_step
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SmallRun]:
+    with ray_session(cpus=4, gpus=0):
+        yield SmallRun(tmp_path_factory.mktemp("small"))
+
+
+def weights(student: Path) -> dict[str, Tensor]:
+    """Every weight of a student folder, by file and name."""
+    return {
+        f"{path.parent.name if path.parent != student else 'body'}:{name}": value
+        for path in sorted(student.rglob("*.safetensors"))
+        for name, value in load_file(path).items()
+    }
+
+
+def changed(before: Path, after: Path) -> set[str]:
+    """Names of the weights that differ, to the bit."""
+    old, new = weights(before), weights(after)
+    assert old.keys() == new.keys()
+    return {name for name in old if not torch.equal(old[name], new[name])}
+
+
+@pytest.fixture(scope="module")
+def one_worker(small: SmallRun) -> Path:
+    return small.train("one-worker").path
+
+
+@pytest.mark.parametrize("zero", [0, 1, 2, 3])
+def test_two_workers_equal_one(small: SmallRun, one_worker: Path, zero: int) -> None:
+    two = small.train(f"two-workers-{zero}", workers=2, zero=zero)
+    alone, together = metrics(type(two)(one_worker)), metrics(two)
+    for name in ("total", "cosine/48", "similarity/48", "relative_similarity/16"):
+        assert [record[name] for record in together] == pytest.approx([record[name] for record in alone], rel=1e-5)
+    expected, found = weights(one_worker / "student"), weights(two.student)
+    for name in expected:
+        torch.testing.assert_close(found[name], expected[name], rtol=1e-5, atol=1e-5)
+
+
+def test_accumulated_micro_batches_of_a_separable_loss_equal_one_batch(small: SmallRun) -> None:
+    losses = {48: {"cosine": 10}, 16: {"similarity": 1e-30}}
+    whole = small.train("whole", losses=losses)
+    parts = small.train("parts", losses=losses, micro_batch_size=4)
+    expected, found = weights(whole.student), weights(parts.student)
+    for name in (name for name in expected if not name.startswith("2_Dense_16")):
+        torch.testing.assert_close(found[name], expected[name], rtol=1e-5, atol=1e-5)
+
+
+def test_exactly_the_named_parameters_change(small: SmallRun) -> None:
+    patterns = ["heads.48.*", "body.encoder.layer.0.output.*"]
+    folder = small.train("named", train=patterns, precision="bf16")
+    expected = {
+        "2_Dense_48:linear.weight",
+        "2_Dense_48:linear.bias",
+        *(f"body:encoder.layer.0.output.{part}" for part in ("dense.weight", "dense.bias", "LayerNorm.weight", "LayerNorm.bias")),
+    }
+    assert changed(small.start, folder.student) == expected
+
+
+def test_a_killed_worker_is_replaced_and_the_result_is_the_same(small: SmallRun) -> None:
+    settings = {"steps": 40, "checkpoint_every": 5}
+    killer = threading.Thread(target=kill_a_worker_after, args=(small.folder / "stages" / "killed" / "checkpoints", 10))
+    killer.start()
+    killed = small.train("killed", **settings)
+    killer.join()
+    whole = small.train("not-killed", **settings)
+    steps = [record["step"] for record in metrics(killed)]
+    assert steps == list(range(40))
+    assert changed(killed.student, whole.student) == set()
+
+
+def kill_a_worker_after(checkpoints: Path, step: int) -> None:
+    while latest_step(checkpoints) < step:
+        time.sleep(0.05)
+    workers = [p for p in psutil.Process().children(recursive=True) if "RayTrainWorker" in " ".join(p.cmdline())]
+    assert workers
+    os.kill(workers[0].pid, signal.SIGKILL)
+
+
+def test_a_loss_that_is_not_finite_stops_the_stage_and_names_the_rows(small: SmallRun) -> None:
+    with pytest.raises(ConfigError, match=r"loss is not finite for the batch of rows [0-9a-f]{16}"):
+        small.train("diverges", learning_rate=1e30, schedule="constant", warmup=0.0, gradient_clipping=None, checkpoint_every=1)
+    assert latest_step(small.folder / "stages" / "diverges" / "checkpoints") >= 1
+
+
+def test_ray_is_left_running_for_others(small: SmallRun) -> None:
+    assert ray.is_initialized()
