@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
 from pathlib import Path
-
-import transformers
 
 from jasper_ray.config import ConfigError
 from jasper_ray.dry_run import describe
@@ -28,7 +27,7 @@ def show_progress() -> None:
     """Our lines on stderr, and no bars of the libraries between them."""
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s  %(message)s", datefmt="%H:%M:%S")
     logging.getLogger("jasper_ray").setLevel(logging.INFO)
-    transformers.utils.logging.disable_progress_bar()
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 
 def main() -> None:

@@ -19,9 +19,7 @@ a list of sets; their paths count from the folder of the list:
 
 def arguments() -> argparse.Namespace:
     about = "Measure models on sentence pairs, retrieval and classification sets; of a student, every head."
-    model = (
-        "a student folder, any sentence-transformers folder or hub id, an asset like pypi:all-MiniLM-L6-v2; repeatable"
-    )
+    model = "student folder, sentence-transformers folder or hub id, or asset like pypi:all-MiniLM-L6-v2; repeatable"
     dtypes = ("float32", "bfloat16", "float16")
     form = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=about, epilog=SETS, formatter_class=form)
@@ -30,9 +28,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--dim", type=int, action="append", help="measure this head alone; repeatable (default: all)")
     parser.add_argument("--json", metavar="FILE", help="write the scores to FILE too, anew after each model")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: a GPU where there is one)")
-    parser.add_argument(
-        "--dtype", default="float32", choices=dtypes, help="precision of the model (default: %(default)s)"
-    )
+    parser.add_argument("--dtype", default="float32", choices=dtypes, help="precision (default: %(default)s)")
     return parser.parse_args()
 
 

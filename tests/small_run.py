@@ -26,7 +26,7 @@ def stage(name: str = "all", **settings: Any) -> dict[str, Any]:
         "name": name,
         "train": ["*"],
         "losses": {48: LOSSES, 16: {"similarity": 200, "relative_similarity": 20}},
-        "learning_rate": 1e-3,
+        "learning_rate": 1e-4,
         "steps": 5,
         "batch_size": 16,
         "cpus_per_worker": 0.25,

@@ -167,7 +167,7 @@ def test_ndcg_by_hand() -> None:
 
 def test_ndcg_is_that_of_scikit_learn() -> None:
     documents_CD, labels_C = digits(300), load_digits().target[:300]
-    queries_QD, relevant_QC = documents_CD[:20] + documents_CD[20:40], labels_C[None] == labels_C[:20, None]
+    queries_QD, relevant_QC = 2 * documents_CD[:20] + documents_CD[20:40], labels_C[None] == labels_C[:20, None]
     grades = [{int(row): 1.0 for row in np.flatnonzero(relevant_C)} for relevant_C in relevant_QC]
     wanted = ndcg_score(relevant_QC, queries_QD @ documents_CD.T, k=10)
     assert ndcg(documents_CD, queries_QD, grades) == pytest.approx(wanted)

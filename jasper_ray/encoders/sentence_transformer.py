@@ -5,17 +5,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
-from sentence_transformers import SentenceTransformer
 
 from jasper_ray.assets import locate
 from jasper_ray.config import ConfigError
 from jasper_ray.encoders.base import known_dim, with_prompt
 from jasper_ray.models.body import first_line
 from jasper_ray.vectors import normalise
+
+if TYPE_CHECKING:  # importing it takes seconds; whoever only reads settings does not wait for it
+    from sentence_transformers import SentenceTransformer
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 
@@ -64,6 +66,8 @@ def load_sentence_transformer(
 
     `max_length` (tokens) and `prompts` replace the model's own when given.
     """
+    from sentence_transformers import SentenceTransformer
+
     location = locate(name, revision)
     try:
         model = SentenceTransformer(

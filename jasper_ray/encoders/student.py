@@ -6,10 +6,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from transformers import PreTrainedTokenizerBase
 
 from jasper_ray.encoders.base import known_dim, with_prompt
 from jasper_ray.encoders.sentence_transformer import Dtype
@@ -17,6 +17,9 @@ from jasper_ray.models.folder import StudentCard, load_student_folder
 from jasper_ray.models.student import Student
 from jasper_ray.models.tokens import length_groups
 from jasper_ray.vectors import normalise
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 class StudentEncoder:

@@ -80,8 +80,8 @@ def read_sets(sets: Sequence[EvaluationSet]) -> tuple[SetData, ...]:
     """The contents of every set.
 
     Raises:
-        ConfigError: a name given twice, a missing file or column, a score that is no number, a judgement of an unknown document or query,
-            a class of the test file that the training file lacks.
+        ConfigError: a name given twice, a missing file or column, a score that is no number, a judgement of an unknown
+            document or query, a class of the test file that the training file lacks.
     """
     for name, count in Counter(one.name for one in sets).items():
         if count > 1:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from pydantic import model_validator
 from torch import nn
-from transformers import AutoConfig, AutoModel, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from jasper_ray.assets import locate
 from jasper_ray.config import ConfigError, Settings
+
+if TYPE_CHECKING:  # transformers takes seconds to import; whoever only reads settings does not wait for it
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 Attention = Literal["as_base", "causal", "bidirectional"]
 
@@ -45,6 +47,8 @@ class BodySettings(Settings):
 
 def load_body(settings: BodySettings) -> PreTrainedModel:
     """The body with its weights in fp32, cut and masked as the settings say."""
+    from transformers import AutoModel
+
     if settings.random_weights:
         body = AutoModel.from_config(declared_config(settings), dtype=torch.float32)
     else:
@@ -55,6 +59,8 @@ def load_body(settings: BodySettings) -> PreTrainedModel:
 
 def meta_body(settings: BodySettings) -> PreTrainedModel:
     """The same body without memory behind it (torch's meta device): for counting parameters before any download."""
+    from transformers import AutoModel
+
     config = declared_config(settings) if settings.architecture else read_config(settings)
     with torch.device("meta"):
         body = AutoModel.from_config(config, trust_remote_code=settings.trust_remote_code)
@@ -63,6 +69,8 @@ def meta_body(settings: BodySettings) -> PreTrainedModel:
 
 def load_weights(location: str, revision: str | None = None, trust_remote_code: bool = False) -> PreTrainedModel:
     """A transformers model in fp32 from safetensors alone; weights missing from the files are an error."""
+    from transformers import AutoModel
+
     try:
         body, info = AutoModel.from_pretrained(
             location,
@@ -87,6 +95,8 @@ def load_tokenizer(
     location: str, revision: str | None = None, trust_remote_code: bool = False
 ) -> PreTrainedTokenizerBase:
     """The tokenizer that lies beside a model's weights."""
+    from transformers import AutoTokenizer
+
     try:
         return AutoTokenizer.from_pretrained(location, revision=revision, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
@@ -95,6 +105,8 @@ def load_tokenizer(
 
 def read_config(settings: BodySettings) -> PretrainedConfig:
     """`base`'s own configuration."""
+    from transformers import AutoConfig
+
     location = locate(settings.base, settings.revision)
     try:
         return AutoConfig.from_pretrained(
@@ -109,6 +121,8 @@ def read_config(settings: BodySettings) -> PretrainedConfig:
 
 def declared_config(settings: BodySettings) -> PretrainedConfig:
     """The configuration that the recipe spells out."""
+    from transformers import AutoConfig
+
     fields = dict(settings.architecture or {})
     model_type = fields.pop("model_type", None)
     try:

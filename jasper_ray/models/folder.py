@@ -15,16 +15,18 @@ import os
 import shutil
 import uuid
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import PreTrainedTokenizerBase
 
 from jasper_ray.config import ConfigError, Settings
 from jasper_ray.models.body import load_tokenizer, load_weights
 from jasper_ray.models.pooling import Pooling
 from jasper_ray.models.student import Student
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 POOLING_KEYS: dict[str, str] = {
     "mean": "pooling_mode_mean_tokens",

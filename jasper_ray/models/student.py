@@ -9,15 +9,18 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from jasper_ray.config import ConfigError, Settings
 from jasper_ray.models.body import BodySettings, load_body, meta_body
 from jasper_ray.models.pooling import Pooling, pool
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 STELLA_PROMPTS = {
     "s2p_query": "Instruct: Given a web search query, retrieve relevant passages that answer the query.\nQuery: ",

@@ -27,6 +27,10 @@ from jasper_ray.teachers import Teacher, TeacherEncoder
 LIGHT_TASK = {"num_cpus": 0.1, "compute": TaskPoolStrategy(2)}
 """Reading and cutting a shard takes milliseconds: two processes keep up with any pool, whole processors would starve it."""
 
+CUT_TASK = {"num_cpus": 0.05}
+"""For cutting rows into blocks. Ray fuses the exact repartition into the map before it, which keeps it light, and that
+map must not be fused into the ones before, which work on whole shards: another reservation than theirs prevents it."""
+
 
 @dataclass(frozen=True)
 class Labeller:
@@ -55,8 +59,7 @@ class Labeller:
     def stream(self, visits: Sequence[Visit], block_rows: int) -> Dataset:
         """`label` in the order of `position`, in blocks of exactly `block_rows`: the training workers take them in turn."""
         arranged = self.label(visits).map_batches(arrange, batch_size=None, **LIGHT_TASK)
-        # The identity makes Ray fuse the exact repartition into a light task; on its own it would ask for a processor.
-        return arranged.map_batches(same, batch_size=block_rows, **LIGHT_TASK).repartition(
+        return arranged.map_batches(same, batch_size=block_rows, **CUT_TASK).repartition(
             target_num_rows_per_block=block_rows, strict=True
         )
 
