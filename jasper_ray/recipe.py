@@ -12,7 +12,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from jasper_ray.config import ConfigError, Settings
 from jasper_ray.data import Corpus
-from jasper_ray.evaluation import EvaluationSet
+from jasper_ray.evaluation import EvaluationSet, resolve_paths
 from jasper_ray.losses import HeadLosses
 from jasper_ray.models.student import StudentSettings
 from jasper_ray.teachers import Teacher
@@ -252,14 +252,16 @@ RecipeLoader.add_implicit_resolver(
 )
 
 
-def load_recipe(name_or_path: str, overrides: dict[str, Any] | None = None) -> Recipe:
-    """A shipped recipe by name, or any by path; `overrides` replaces top-level keys.
+def load_recipe(name_or_path: str) -> Recipe:
+    """A shipped recipe by name, or any by path. Evaluation sets are found from the recipe's folder.
 
     Raises:
         ConfigError: one sentence: file, place in it, what was found, what was expected.
     """
     path = recipe_path(name_or_path)
-    return parse_recipe(read_yaml(path) | (overrides or {}), str(path))
+    recipe = parse_recipe(read_yaml(path), str(path))
+    sets = resolve_paths(recipe.evaluation.sets, path.parent)
+    return recipe.model_copy(update={"evaluation": recipe.evaluation.model_copy(update={"sets": sets})})
 
 
 def with_sets(recipe: Recipe, sets: tuple[EvaluationSet, ...]) -> Recipe:

@@ -21,6 +21,8 @@ from jasper_ray.pipelines.shards import Batch, vector_column
 from jasper_ray.teachers import Teacher, TeacherEncoder, Together
 
 HELD_OUT = "held-out"
+LEAST_ROWS = 3
+"""Fewer texts have no two pairs to put in order."""
 
 
 @dataclass(frozen=True)
@@ -37,8 +39,11 @@ def label_heldout(labeller: Labeller, shards: Sequence[Shard], full_head: int) -
     Raises:
         ConfigError: the teachers' vectors do not add up to the full head.
     """
-    if not shards:
+    rows = sum(shard.rows for shard in shards)
+    if not rows:
         return None
+    if rows < LEAST_ROWS:
+        raise ConfigError(f"corpus.holdout leaves {rows} held-out texts, and agreement needs at least {LEAST_ROWS}; raise it, or set it to 0")
     columns = ["text", "prompt", *(vector_column(teacher.name) for teacher in labeller.teachers)]
     batch = collect(labeller.label_shards(shards), columns)
     target_NE = target(batch, labeller.teachers).numpy()

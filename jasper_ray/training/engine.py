@@ -34,7 +34,7 @@ def build_engine(student: Student, stage: Stage, total_steps: int, device: torch
         parameter_groups(student, stage.weight_decay),
         lr=stage.learning_rate,
         betas=stage.betas,
-        fused=device.type == "cuda",
+        fused=True,
     )
     schedule = LambdaLR(optimiser, lambda step: learning_rate_share(step, total_steps, stage))
     engine, _, _, _ = deepspeed.initialize(
