@@ -36,8 +36,18 @@ from jasper_ray.training.stage import run_stage
 logger = logging.getLogger(__name__)
 
 
-def distill(recipe: Recipe, folder: Path) -> Path:
-    """Run the recipe in `folder`, or finish what was begun there, and return the finished student's folder.
+@dataclass(frozen=True)
+class Finished:
+    """What a run ends with."""
+
+    student: Path
+    """The finished student's folder."""
+    table: str
+    """Every score, for people."""
+
+
+def distill(recipe: Recipe, folder: Path) -> Finished:
+    """Run the recipe in `folder`, or finish what was begun there.
 
     Raises:
         ConfigError: something that the user has to mend; nothing that was finished is lost.
@@ -48,8 +58,7 @@ def distill(recipe: Recipe, folder: Path) -> Path:
     teachers = [{"name": t.name, "weight": t.weight, "identity": identity(t), **t.pinned()} for t in recipe.teachers]
     run.open(recipe, teachers)
     with ray_session(*least_resources(recipe)):
-        Distillation(recipe, run, teachers, sets).finish()
-    return run.student
+        return Distillation(recipe, run, teachers, sets).finish()
 
 
 class Distillation:
@@ -72,7 +81,7 @@ class Distillation:
         caches = tuple(TargetCache(folder) if folder else None for folder in folders)
         return Labeller(self.recipe.teachers, caches, self.run.corpus)
 
-    def finish(self) -> None:
+    def finish(self) -> Finished:
         """Every step that is not done yet, in order."""
         student = self.start()
         self.score("start", student)
@@ -81,8 +90,7 @@ class Distillation:
             self.score(f"{number}-{stage.name}", student)
         publish(student, self.run.student)
         self.compare()
-        print(self.scoreboard.table())
-        print(f"\nThe student is in {self.run.student}")
+        return Finished(self.run.student, self.scoreboard.table())
 
     def start(self) -> Path:
         """The student before training."""

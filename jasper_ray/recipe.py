@@ -35,7 +35,7 @@ class RidgeHeads(Settings):
     type: Literal["ridge"]
     rows: int = Field(default=4096, ge=8)
     """Labelled training texts the fit sees."""
-    regularisation: float = Field(default=1e-3, gt=0)
+    regularisation: float = Field(default=0.03, gt=0)
     """Ridge strength, as a share of the mean variance of the pooled state."""
 
 

@@ -41,11 +41,13 @@ def main() -> None:
         return
     from jasper_ray.distill import distill
 
-    distill(recipe, options.run or Path("runs") / recipe.name)
+    finished = distill(recipe, options.run or Path("runs") / recipe.name)
+    print(f"{finished.table}\n\nThe student is in {finished.student}")
 
 
 if __name__ == "__main__":
     try:
         main()
     except ConfigError as error:
-        sys.exit(f"error: {error}")
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

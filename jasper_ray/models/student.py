@@ -85,14 +85,14 @@ class Student(nn.Module):
 
     def forward(
         self, groups: Iterable[tuple[Tensor, Tensor]], dims: Sequence[int] | None = None
-    ) -> dict[int, Tensor]:
-        """Vectors of every head (or of `dims`), not normalised: head size → `[B, D]`.
+    ) -> tuple[Tensor, ...]:
+        """Vectors of every head, or of the heads `dims`, in that order: `[B, D]` each, not normalised.
 
         A batch comes as groups of `(input_ids_BT, mask_BT)` of similar length, each padded to its own longest
         text, so that the body computes little padding; the rows of all groups stand one below the other.
         """
         pooled_BH = torch.cat([self.pooled(ids_BT, mask_BT) for ids_BT, mask_BT in groups])
-        return {dim: self.heads[str(dim)](pooled_BH) for dim in dims or self.dims}
+        return tuple(self.heads[str(dim)](pooled_BH) for dim in dims or self.dims)
 
     def trainable_names(self, patterns: Sequence[str]) -> list[str]:
         """Names of the parameters that any of the shell-style `patterns` matches (`heads.1024.*`, `body.layers.2[567].*`).

@@ -81,7 +81,8 @@ class Worker:
     def forward(self, micro: MicroBatch) -> LossTerms:
         """The objective over one micro-batch; stops the stage where it is not finite, before anything learns from it."""
         groups = [group.to(self.device) for group in micro.groups]
-        vectors = self.engine(groups, tuple(self.job.stage.losses))
+        dims = tuple(self.job.stage.losses)
+        vectors = dict(zip(dims, self.engine(groups, dims), strict=True))
         losses = self.objective(vectors, micro.target_BE.to(self.device))
         stop_if_not_finite(losses.total, micro.ids)
         return losses

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import ray
 from ray.data import Dataset, ExecutionOptions
 from ray.train import DataConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
@@ -76,7 +77,10 @@ class Stream:
         self.open_stream = open_stream
 
     def __call__(self) -> Dataset:
-        return self.open_stream(latest_step(self.job.folder.checkpoints))
+        step = latest_step(self.job.folder.checkpoints)
+        if step == self.job.total_steps:  # only the student is left to write; nobody reads these rows
+            return ray.data.range(self.job.stage.workers)
+        return self.open_stream(step)
 
 
 def worker_environment(on_gpu: bool) -> dict[str, str]:
