@@ -13,10 +13,11 @@ import ray
 from ray.data import Dataset
 
 from jasper_ray.assets import locate
+from jasper_ray.config import fingerprint
 from jasper_ray.data import Manifest, Shard
 from jasper_ray.data.checking import check_sources
 from jasper_ray.data.order import batches_in_pass, plan_visits
-from jasper_ray.dry_run import least_resources
+from jasper_ray.dry_run import check_patterns, least_resources
 from jasper_ray.evaluation import Record, SetData, load, read_sets, render, save
 from jasper_ray.models.body import load_tokenizer
 from jasper_ray.models.folder import StudentCard, save_student
@@ -29,7 +30,7 @@ from jasper_ray.pipelines.session import ray_session
 from jasper_ray.pipelines.targets import TargetCache
 from jasper_ray.recipe import Recipe, RidgeHeads, Stage
 from jasper_ray.runs import RunFolder, StageFolder, publish, stage_fingerprints
-from jasper_ray.teachers import identity
+from jasper_ray.teachers import Teacher
 from jasper_ray.training.job import StageJob
 from jasper_ray.training.stage import run_stage
 
@@ -55,23 +56,35 @@ def distill(recipe: Recipe, folder: Path) -> Finished:
     run = RunFolder(folder.absolute())
     sets = read_sets(recipe.evaluation.sets)
     check_sources(recipe.corpus)
-    teachers = [{"name": t.name, "weight": t.weight, "identity": identity(t), **t.pinned()} for t in recipe.teachers]
+    check_patterns(recipe)
+    teachers = [described(teacher) for teacher in recipe.teachers]
     run.open(recipe, teachers)
     with ray_session(*least_resources(recipe)):
         return Distillation(recipe, run, teachers, sets).finish()
 
 
+def described(teacher: Teacher) -> dict[str, Any]:
+    """What teachers.json says of a teacher."""
+    pinned = teacher.pinned()
+    return {"name": teacher.name, "weight": teacher.weight, "identity": fingerprint(pinned), **pinned}
+
+
 class Distillation:
     """One run inside a Ray session."""
 
-    def __init__(self, recipe: Recipe, run: RunFolder, teachers: Sequence[dict[str, Any]], sets: Sequence[SetData]) -> None:
+    def __init__(
+        self, recipe: Recipe, run: RunFolder, teachers: Sequence[dict[str, Any]], sets: Sequence[SetData]
+    ) -> None:
         self.recipe = recipe
         self.run = run
         self.manifest: Manifest = prepare_corpus(recipe.corpus, run.corpus, recipe.seed)
+        for stage in recipe.stages:  # a corpus too small for a batch shows here, before a teacher is loaded
+            batches_in_pass(self.manifest.train, stage.batch_size)
         self.prints = stage_fingerprints(recipe, teachers, self.manifest.fingerprint)
         self.labeller = self.labeller_in(run.targets(recipe), teachers)
-        self.scoreboard = Scoreboard(run.evaluation, recipe, sets, self.manifest)
+        self.scoreboard = Scoreboard(run.evaluation, sets)
         tell_corpus(self.manifest)
+        logger.info("labelling the held-out texts")
         heldout = self.labeller_in(run.path / "heldout", teachers)
         self.heldout: HeldOut | None = label_heldout(heldout, self.manifest.heldout, recipe.student.heads[0])
 
@@ -102,6 +115,7 @@ class Distillation:
             heads = self.recipe.heads_start
             if isinstance(heads, RidgeHeads):
                 shards = first_rows(self.manifest.train, heads.rows)
+                logger.info("labelling %d texts and fitting the heads to them", sum(shard.rows for shard in shards))
                 self.fit(plain, self.labeller.label_shards(shards), heads.regularisation, folder.student)
             else:
                 publish(plain, folder.student)
@@ -145,21 +159,35 @@ class Distillation:
         return self.labeller.stream(list(visits), stage.micro_rows)
 
     def score(self, moment: str, student: Path) -> None:
-        """Measure a student, unless that was done."""
-        if self.scoreboard.lacks(moment):
-            threads = self.recipe.stages[0].torch_threads
-            self.scoreboard.add(self.remote(measure_student, moment, student, self.heldout, self.scoreboard.sets, threads))
+        """Measure a student; its scores are kept beside it."""
+        kept = student.with_name(f"{student.name}-scores.json")
+        self.scoreboard.take(
+            moment, kept, lambda: self.remote(measure_student, moment, student, self.heldout, *self.measuring)
+        )
 
     def compare(self) -> None:
         """Measure what the student is compared with: the ridge fit on all texts, and the teachers."""
-        if self.recipe.evaluation.ridge and self.heldout and self.scoreboard.lacks("ridge"):
-            folder = self.run.stage(0, "start", self.prints[0]).path
+        if self.recipe.evaluation.ridge and self.heldout:
+            self.score("ridge", self.ridge())
+        if self.recipe.evaluation.teachers and self.scoreboard.sets:
+            kept = self.run.path / "teachers-scores.json"
+            self.scoreboard.take(
+                "the teachers", kept, lambda: self.remote(measure_teachers, self.recipe.teachers, *self.measuring)
+            )
+
+    @property
+    def measuring(self) -> tuple[Sequence[SetData], int]:
+        """What every measurement is told: the sets, and torch's threads."""
+        return self.scoreboard.sets, self.recipe.stages[0].torch_threads
+
+    def ridge(self) -> Path:
+        """The student before training with heads fitted to all training texts."""
+        folder = self.run.stage(0, "start", self.prints[0]).path
+        if not (folder / "ridge").is_dir():
+            logger.info("fitting heads to all training texts, to compare with")
             dataset = self.labeller.label_shards(self.manifest.train)
             self.fit(folder / "random_heads", dataset, RidgeHeads(type="ridge").regularisation, folder / "ridge")
-            self.score("ridge", folder / "ridge")
-        if self.recipe.evaluation.teachers and self.scoreboard.sets and self.scoreboard.lacks(self.recipe.teachers[0].name):
-            threads = self.recipe.stages[0].torch_threads
-            self.scoreboard.add(self.remote(measure_teachers, self.recipe.teachers, self.scoreboard.sets, threads))
+        return folder / "ridge"
 
     def fit(self, start: Path, dataset: Dataset, regularisation: float, destination: Path) -> None:
         self.remote(fit_heads, start, dataset, self.recipe.teachers, regularisation, destination)
@@ -167,38 +195,33 @@ class Distillation:
     def remote(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Call a function on the cluster, with what one training worker reserves."""
         stage = self.recipe.stages[0]
-        task = ray.remote(function).options(num_cpus=stage.cpus_per_worker, num_gpus=stage.gpus_per_worker, max_retries=2)
+        task = ray.remote(function).options(
+            num_cpus=stage.cpus_per_worker, num_gpus=stage.gpus_per_worker, max_retries=2
+        )
         return ray.get(task.remote(*arguments))
 
 
-@dataclass
 class Scoreboard:
-    """The run's scores: kept as JSON, so that a moment is measured once."""
+    """The run's scores, in the order they were taken; each model's are kept in a file, so that it is measured once."""
 
-    path: Path
-    recipe: Recipe
-    sets: Sequence[SetData]
-    manifest: Manifest
+    def __init__(self, path: Path, sets: Sequence[SetData]) -> None:
+        self.path = path
+        self.sets = sets
+        self.records: list[Record] = []
 
-    def __post_init__(self) -> None:
-        self.records: list[Record] = load(self.path) if self.path.is_file() else []
-
-    def lacks(self, moment: str) -> bool:
-        """Whether a moment has not been measured on every set."""
-        measured = {record.set for record in self.records if record.moment == moment}
-        return not measured >= {data.name for data in self.sets} or not measured
-
-    def add(self, records: Sequence[Record]) -> None:
-        """Take in and keep the scores of a moment, in place of older ones."""
-        moments = {record.moment for record in records}
-        self.records = [record for record in self.records if record.moment not in moments] + list(records)
+    def take(self, what: str, kept: Path, measure: Callable[[], list[Record]]) -> None:
+        """Take in the scores in the file `kept`; measure first where it is missing or lacks one of the sets."""
+        records = load(kept) if kept.is_file() else []
+        if not records or not {record.set for record in records} >= {data.name for data in self.sets}:
+            logger.info("measuring %s", what)
+            records = measure()
+            save(records, kept)
+        self.records += records
         save(self.records, self.path)
 
     def table(self) -> str:
-        """Everything measured, in the order of the run."""
-        order = ["start", "ridge", *(f"{n}-{stage.name}" for n, stage in enumerate(self.recipe.stages, start=1))]
-        ranked = sorted(self.records, key=lambda record: order.index(record.moment) if record.moment in order else len(order))
-        return render(ranked)
+        """Everything measured."""
+        return render(self.records)
 
 
 def write_start(recipe: Recipe, folder: Path) -> None:

@@ -1,9 +1,11 @@
-"""What a recipe would take, counted on torch's meta device: nothing is downloaded, nothing is started."""
+"""What a recipe would take, counted on torch's meta device: nothing is started, and no weights are read."""
 
 from __future__ import annotations
 
+import fnmatch
 from collections.abc import Sequence
 
+from jasper_ray.config import ConfigError
 from jasper_ray.models.student import Student, meta_student
 from jasper_ray.recipe import Recipe, Stage, dump_recipe
 
@@ -12,11 +14,38 @@ ADAM_BYTES = 8
 """Two fp32 moments a parameter that learns."""
 
 
+def check_patterns(recipe: Recipe) -> None:
+    """Refuse a stage whose patterns match nothing, or that trains a head its losses do not reach.
+
+    Raises:
+        ConfigError: names the stage and the pattern or head.
+    """
+    student = meta_student(recipe.student)
+    for number, stage in enumerate(recipe.stages):
+        try:
+            names = student.trainable_names(stage.train)
+        except ConfigError as error:
+            raise ConfigError(f"stages.{number}.{error}") from error
+        named = {pattern for pattern in stage.train if pattern.startswith("heads.")}
+        for dim in student.dims:
+            explicit = any(fnmatch.fnmatch(f"heads.{dim}.weight", pattern) for pattern in named)
+            if explicit and f"heads.{dim}.weight" in names and dim not in stage.losses:
+                raise ConfigError(
+                    f"stages.{number}.train: head {dim} is trained, but no loss of stage {stage.name!r} reaches it; "
+                    "give it losses, or leave it out of train"
+                )
+
+
 def describe(recipe: Recipe) -> str:
     """The resolved recipe, then for each stage what learns and what a GPU holds, then what runs beside it."""
+    check_patterns(recipe)
     student = meta_student(recipe.student)
     total = sum(p.numel() for p in student.parameters())
-    lines = [dump_recipe(recipe), f"student: {millions(total)} parameters, heads {', '.join(map(str, student.dims))}", ""]
+    lines = [
+        dump_recipe(recipe),
+        f"student: {millions(total)} parameters, heads {', '.join(map(str, student.dims))}",
+        "",
+    ]
     lines += stage_table(recipe, student)
     lines += ["", *demand(recipe)]
     return "\n".join(lines)
@@ -46,7 +75,8 @@ def state_bytes(total: int, learning: int, stage: Stage) -> int:
     """Bytes of parameters, gradients and optimiser state that one worker holds; ZeRO shards from its stage on."""
     width = 2 if stage.precision == "bf16" else 4
     masters = 4 * learning if stage.precision == "bf16" else 0
-    shards = {name: stage.workers if stage.zero >= level else 1 for name, level in (("state", 1), ("grad", 2), ("param", 3))}
+    zero = max(stage.zero, 1) if stage.precision == "bf16" else stage.zero  # as DeepSpeed does it
+    shards = {name: stage.workers if zero >= level else 1 for name, level in (("state", 1), ("grad", 2), ("param", 3))}
     return (
         total * width // shards["param"]
         + learning * 4 // shards["grad"]
@@ -56,7 +86,11 @@ def state_bytes(total: int, learning: int, stage: Stage) -> int:
 
 def demand(recipe: Recipe) -> list[str]:
     """What teachers and trainers reserve at the same time."""
-    lines = [f"teacher {teacher.name}: {copies(teacher.pool.min_size, teacher.pool.max_size)}, each {reserve(teacher.pool.cpus, teacher.pool.gpus)}" for teacher in recipe.teachers]
+    pools = [(teacher.name, teacher.pool) for teacher in recipe.teachers]
+    lines = [
+        f"teacher {name}: {copies(pool.min_size, pool.max_size)}, each {reserve(pool.cpus, pool.gpus)}"
+        for name, pool in pools
+    ]
     cpus, gpus = least_resources(recipe)
     return [*lines, f"least the cluster must have: {cpus:g} CPUs and {gpus:g} GPUs"]
 

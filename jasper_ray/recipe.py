@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from jasper_ray.config import ConfigError, Settings
+from jasper_ray.config import ConfigError, Settings, first_fault
 from jasper_ray.data import Corpus
 from jasper_ray.evaluation import EvaluationSet, resolve_paths
 from jasper_ray.losses import HeadLosses
@@ -59,6 +58,9 @@ class CachedTargets(Settings):
 Targets = Annotated[LiveTargets | CachedTargets, Field(discriminator="type")]
 
 
+Decay = Annotated[float, Field(ge=0, lt=1)]
+
+
 class Stage(Settings):
     """One training. The loop knows no stage by name: what differs between stages stands here."""
 
@@ -76,7 +78,7 @@ class Stage(Settings):
     """Peak learning rate of AdamW."""
     weight_decay: float = Field(default=0.01, ge=0)
     """AdamW's weight decay; biases and norms have none."""
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Decay, Decay] = (0.9, 0.999)
     """AdamW's decay rates of the two moments."""
     schedule: Literal["constant", "linear", "cosine"] = "cosine"
     """How the learning rate falls to 0 after warm-up; constant keeps it."""
@@ -125,12 +127,15 @@ class Stage(Settings):
         unit = self.micro_rows * self.workers
         if self.batch_size % unit:
             raise ConfigError(
-                f"stage {self.name!r}: batch_size {self.batch_size} is no multiple of micro_batch_size {self.micro_rows} "
-                f"x workers {self.workers} = {unit}; change one of the three"
+                f"stage {self.name!r}: batch_size {self.batch_size} is no multiple of micro_batch_size "
+                f"{self.micro_rows} x workers {self.workers} = {unit}; change one of the three"
             )
         related = any(losses.relative_similarity for losses in self.losses.values())
         if related and self.micro_rows * (self.workers if self.scope == "global" else 1) < 3:
-            raise ConfigError(f"stage {self.name!r}: relative_similarity compares pairs of pairs and needs micro batches of at least 3 texts")
+            raise ConfigError(
+                f"stage {self.name!r}: relative_similarity compares pairs of pairs and needs micro batches of "
+                "at least 3 texts; raise batch_size or micro_batch_size"
+            )
         return self
 
     @property
@@ -160,7 +165,7 @@ class Evaluation(Settings):
     teachers: bool = True
     """Measure each teacher, and the teachers together, on the sets too."""
     ridge: bool = True
-    """Also measure the starting student with a closed-form ridge fit of its full head on all labelled training texts."""
+    """Also measure the starting student with a closed-form ridge fit of its heads on all training texts."""
 
 
 class Recipe(Settings):
@@ -198,11 +203,17 @@ def check_names(recipe: Recipe) -> None:
 def check_prompts(recipe: Recipe) -> None:
     """Every prompt that a source or teacher names is one the student has."""
     known = set(recipe.student.prompts)
-    named = [(f"corpus.sources.{i}.prompt", source.prompt) for i, source in enumerate(recipe.corpus.sources) if source.prompt]
-    named += [(f"teachers.{i}.prompts", prompt) for i, teacher in enumerate(recipe.teachers) for prompt in teacher.prompts]
+    named = [
+        (f"corpus.sources.{i}.prompt", source.prompt) for i, source in enumerate(recipe.corpus.sources) if source.prompt
+    ]
+    named += [
+        (f"teachers.{i}.prompts", prompt) for i, teacher in enumerate(recipe.teachers) for prompt in teacher.prompts
+    ]
     for place, prompt in named:
         if prompt not in known:
-            raise ConfigError(f"{place}: {prompt!r} is not among student.prompts ({', '.join(sorted(known)) or 'none'})")
+            raise ConfigError(
+                f"{place}: {prompt!r} is not among student.prompts ({', '.join(sorted(known)) or 'none'})"
+            )
 
 
 def check_losses(recipe: Recipe) -> None:
@@ -220,7 +231,9 @@ def check_losses(recipe: Recipe) -> None:
     trained = {dim for stage in recipe.stages for dim in stage.losses}
     idle = [dim for dim in heads if dim not in trained]
     if idle:
-        raise ConfigError(f"student.heads: no stage's losses train head {idle[0]}; give it losses in a stage, or remove it")
+        raise ConfigError(
+            f"student.heads: no stage's losses train head {idle[0]}; give it losses in a stage, or remove it"
+        )
 
 
 def check_target_size(recipe: Recipe) -> None:
@@ -237,12 +250,15 @@ def check_target_size(recipe: Recipe) -> None:
 class RecipeLoader(yaml.SafeLoader):
     """YAML without its two traps: `1e-4` is a number here, and a key given twice is an error."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise ConfigError(f"line {node.start_mark.line + 1}: the key {key!r} is given twice; remove one")
-        return super().construct_mapping(node, deep)
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        """A mapping as it is written, before `<<` mixes the keys of another into it."""
+        node: yaml.MappingNode = super().compose_mapping_node(anchor)
+        seen: set[tuple[str, str]] = set()
+        for key, _ in node.value:
+            if (key.tag, str(key.value)) in seen:
+                raise ConfigError(f"line {key.start_mark.line + 1}: the key {key.value!r} is given twice; remove one")
+            seen.add((key.tag, str(key.value)))
+        return node
 
 
 RecipeLoader.add_implicit_resolver(
@@ -279,7 +295,9 @@ def recipe_path(name_or_path: str) -> Path:
     shipped = SHIPPED / f"{name_or_path}.yaml"
     if not shipped.is_file():
         names = ", ".join(shipped_recipes())
-        raise ConfigError(f"there is no shipped recipe {name_or_path!r}; there are {names}, or give the path of a .yaml file")
+        raise ConfigError(
+            f"there is no shipped recipe {name_or_path!r}; there are {names}, or give the path of a .yaml file"
+        )
     return shipped
 
 
@@ -291,7 +309,7 @@ def shipped_recipes() -> list[str]:
 def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a recipe file."""
     try:
-        value = yaml.load(path.read_text(encoding="utf-8"), Loader=RecipeLoader)  # noqa: S506 - a SafeLoader
+        value = yaml.load(path.read_text(encoding="utf-8"), Loader=RecipeLoader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"line {mark.line + 1}, column {mark.column + 1}" if mark else "somewhere"
@@ -301,7 +319,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
     if not isinstance(value, dict):
-        raise ConfigError(f"{path}: a recipe is a mapping with the keys {', '.join(Recipe.model_fields)}; found {type(value).__name__}")
+        found = "nothing" if value is None else f"a {type(value).__name__}"
+        raise ConfigError(
+            f"{path}: found {found}, but a recipe is a mapping with the keys {', '.join(Recipe.model_fields)}"
+        )
     return value
 
 
@@ -310,44 +331,7 @@ def parse_recipe(value: dict[str, Any], origin: str) -> Recipe:
     try:
         return Recipe.model_validate(value)
     except ValidationError as error:
-        raise ConfigError(f"{origin}: {first_fault(error)}") from error
-
-
-def first_fault(error: ValidationError) -> str:
-    """The first fault of a pydantic error: place, what was found, what was expected."""
-    fault = error.errors()[0]
-    place = ".".join(str(part) for part in fault["loc"] if part not in {"sentence_transformer"})
-    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    if fault["type"] == "extra_forbidden":
-        return f"{place}: unknown key{suggestion(error, fault['loc'])}{more}"
-    if fault["type"] == "value_error":
-        said = str(fault["ctx"]["error"])
-        return f"{said}{more}" if not place or said.startswith(("stage ", place.split(".")[0])) else f"{place}: {said}{more}"
-    if fault["type"] == "missing":
-        return f"{place}: this key is required and missing{more}"
-    return f"{place}: {fault['msg'][0].lower()}{fault['msg'][1:]}; found {fault['input']!r}{more}"
-
-
-def suggestion(error: ValidationError, location: tuple[int | str, ...]) -> str:
-    """`; did you mean …?` when a known key is close to the unknown one."""
-    names = known_keys()
-    close = difflib.get_close_matches(str(location[-1]), names, n=1)
-    return f"; did you mean {close[0]}?" if close else ""
-
-
-def known_keys() -> list[str]:
-    """Every key that may stand somewhere in a recipe."""
-    found: set[str] = set()
-    waiting: list[Any] = [Recipe]
-    while waiting:
-        kind = waiting.pop()
-        if isinstance(kind, type) and issubclass(kind, Settings):
-            fresh = set(kind.model_fields) - found
-            found |= fresh
-            waiting.extend(kind.model_fields[name].annotation for name in fresh)
-        else:
-            waiting.extend(get_args(kind))
-    return sorted(found)
+        raise ConfigError(f"{origin}: {first_fault(error, value, Recipe)}") from error
 
 
 def dump_recipe(recipe: Recipe) -> str:

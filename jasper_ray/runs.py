@@ -1,13 +1,13 @@
 """The run folder: what lies where, what each stage is identified by, and what is finished.
 
-    runs/<name>/
-      recipe.yaml                       the resolved recipe
-      teachers.json                     the identity of the target
-      corpus/                           the prepared texts, in shards
-      targets/                          cached teacher vectors, if the recipe keeps them
-      stages/1-<name>-<fingerprint>/    stage.json, metrics.jsonl, checkpoints/, student/, DONE
-      evaluation.json                   every score
-      student/                          the finished student
+runs/<name>/
+  recipe.yaml                       the resolved recipe
+  teachers.json                     the identity of the target
+  corpus/                           the prepared texts, in shards
+  targets/                          cached teacher vectors, if the recipe keeps them
+  stages/1-<name>-<fingerprint>/    stage.json, metrics.jsonl, checkpoints/, student/, DONE
+  evaluation.json                   every score
+  student/                          the finished student
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from jasper_ray.config import ConfigError, fingerprint
+from jasper_ray.models.folder import whole_folder
 from jasper_ray.recipe import CachedTargets, Recipe, Stage, dump_recipe
 
 KEEPS_RESULT = {"checkpoint_every", "max_restarts", "cpus_per_worker", "gpus_per_worker", "threads"}
@@ -93,24 +94,31 @@ class RunFolder:
         Raises:
             ConfigError: it cannot be written, or its targets were made by other teachers.
         """
+        self.check_teachers(teachers)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             write_text(self.path / "recipe.yaml", dump_recipe(recipe))
+            write_text(self.pinned_teachers, as_json(list(teachers)))
         except OSError as error:
-            raise ConfigError(f"the run folder {str(self.path)!r} cannot be written ({error.strerror}); choose another with --run") from error
-        self.pin_teachers(teachers)
+            raise ConfigError(
+                f"the run folder {str(self.path)!r} cannot be written ({error.strerror}); choose another with --run"
+            ) from error
 
-    def pin_teachers(self, teachers: Sequence[dict[str, Any]]) -> None:
-        """Write down who makes the targets; refuse a run that was begun with others."""
-        place = self.path / "teachers.json"
-        if place.is_file():
-            pinned = json.loads(place.read_text(encoding="utf-8"))
-            if pinned != list(teachers):
-                raise ConfigError(
-                    f"{str(place)!r} says this run's targets come from {difference(pinned, teachers)}; "
-                    "choose another run folder with --run, or restore the recipe's teachers"
-                )
-        write_text(place, as_json(list(teachers)))
+    @property
+    def pinned_teachers(self) -> Path:
+        return self.path / "teachers.json"
+
+    def check_teachers(self, teachers: Sequence[dict[str, Any]]) -> None:
+        """Refuse to continue a run that was begun with other teachers."""
+        place = self.pinned_teachers
+        if not place.is_file():
+            return
+        pinned = json.loads(place.read_text(encoding="utf-8"))
+        if pinned != list(teachers):
+            raise ConfigError(
+                f"{str(place)!r} says this run's targets come from {difference(pinned, teachers)}; "
+                "choose another run folder with --run, or restore the recipe's teachers"
+            )
 
 
 def difference(pinned: Sequence[dict[str, Any]], now: Sequence[dict[str, Any]]) -> str:
@@ -118,7 +126,8 @@ def difference(pinned: Sequence[dict[str, Any]], now: Sequence[dict[str, Any]]) 
     if [t["name"] for t in pinned] != [t["name"] for t in now]:
         return f"{', '.join(t['name'] for t in pinned)}, but the recipe now names {', '.join(t['name'] for t in now)}"
     for before, after in zip(pinned, now, strict=True):
-        for key in before.keys() | after.keys():
+        keys = [key for key in {**before, **after} if key != "identity"]  # which says that they differ, and not in what
+        for key in [*keys, "identity"]:
             if before.get(key) != after.get(key):
                 return f"{before['name']} with {key} {before.get(key)!r}, but the recipe now gives {after.get(key)!r}"
     raise AssertionError("the two lists are equal")
@@ -144,11 +153,8 @@ def stage_fingerprints(recipe: Recipe, teachers: Sequence[dict[str, Any]], corpu
 
 def publish(source: Path, destination: Path) -> None:
     """Copy a finished student to where users look for it, whole or not at all."""
-    staging = destination.with_name(f".{destination.name}.{uuid.uuid4().hex[:8]}")
-    shutil.copytree(source, staging)
-    if destination.exists():
-        shutil.rmtree(destination)
-    os.replace(staging, destination)
+    with whole_folder(destination) as staging:
+        shutil.copytree(source, staging, dirs_exist_ok=True)
 
 
 def as_json(value: Any) -> str:
@@ -158,5 +164,8 @@ def as_json(value: Any) -> str:
 def write_text(path: Path, text: str) -> None:
     """Write a file whole or not at all."""
     staging = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-    staging.write_text(text, encoding="utf-8")
-    os.replace(staging, path)
+    try:
+        staging.write_text(text, encoding="utf-8")
+        os.replace(staging, path)
+    finally:
+        staging.unlink(missing_ok=True)

@@ -20,8 +20,10 @@ from pydantic import Discriminator, Field, Tag, model_validator
 from torch import Tensor
 
 from jasper_ray.assets import locate
+from jasper_ray.assets.cache import MARKER
 from jasper_ray.config import ConfigError, Settings, fingerprint
 from jasper_ray.encoders import Dtype, Encoder, HashEncoder, load_sentence_transformer
+from jasper_ray.encoders.base import known_dim
 from jasper_ray.vectors import normalise
 
 
@@ -42,7 +44,7 @@ class ActorPool(Settings):
     @model_validator(mode="after")
     def _min_is_not_above_max(self) -> ActorPool:
         if self.min_size > self.max_size:
-            raise ConfigError(f"pool: min_size {self.min_size} is above max_size {self.max_size}")
+            raise ConfigError(f"min_size {self.min_size} is above max_size {self.max_size}; change one of the two")
         return self
 
     @property
@@ -50,10 +52,13 @@ class ActorPool(Settings):
         return self.threads or max(1, int(self.cpus))
 
 
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+
+
 class TeacherBase(Settings):
     """What every kind of teacher has."""
 
-    name: str = ""
+    name: Name = ""
     """Names the teacher in columns, files and tables; the last part of `model` when left out."""
     weight: float = Field(default=1.0, gt=0)
     """Its share of the target's similarity, relative to the other teachers'."""
@@ -64,6 +69,15 @@ class TeacherBase(Settings):
     prompts: dict[str, str] = Field(default_factory=dict)
     """This teacher's text for each prompt name that a corpus source uses; without an entry the text goes in bare."""
     pool: ActorPool = ActorPool()
+
+    @model_validator(mode="after")
+    def _truncate_shortens(self) -> TeacherBase:
+        dim = getattr(self, "dim", None)
+        if self.truncate and dim and self.truncate > dim:
+            raise ConfigError(
+                f"truncate is {self.truncate}, but the vectors have only dim {dim}; change one of the two"
+            )
+        return self
 
     def prompt_text(self, prompt_name: str | None) -> str:
         """What this teacher reads before a text of a source with that prompt."""
@@ -98,7 +112,7 @@ class SentenceTransformerTeacher(TeacherBase):
 
     @property
     def size(self) -> int | None:
-        return min(self.truncate or self.dim, self.dim) if self.dim else self.truncate
+        return self.truncate or self.dim
 
     def load(self, device: str | None = None) -> Encoder:
         """The model, loaded; heavy."""
@@ -125,11 +139,11 @@ class HashTeacher(TeacherBase):
     type: Literal["hash"]
     dim: int = Field(default=64, gt=0)
     """Size of its vectors."""
-    name: str = "hash"
+    name: Name = "hash"
 
     @property
     def size(self) -> int | None:
-        return min(self.truncate or self.dim, self.dim)
+        return self.truncate or self.dim
 
     def load(self, device: str | None = None) -> Encoder:
         return HashEncoder(self.dim)
@@ -150,6 +164,10 @@ Teacher = Annotated[
 """Any kind of teacher; `type` picks it, a sentence-transformers model when left out."""
 
 
+DECISIVE = {".safetensors", ".json", ".txt", ".model", ".py"}
+"""Suffixes of the files that decide a model's vectors."""
+
+
 def identity(teacher: Teacher) -> str:
     """Twelve hex digits: teachers of equal identity give equal vectors, so a cache of one serves the other."""
     return fingerprint(teacher.pinned())
@@ -166,7 +184,7 @@ def weights_identity(model: str, revision: str | None) -> str:
 def folder_digest(folder: Path) -> str:
     """sha256 over the names and bytes of the files that decide a model's vectors."""
     digest = hashlib.sha256()
-    files = [path for path in folder.rglob("*") if path.suffix in {".safetensors", ".json", ".txt", ".model"}]
+    files = [path for path in folder.rglob("*") if path.suffix in DECISIVE and path.name != MARKER]
     if not any(path.suffix == ".safetensors" for path in files):
         raise ConfigError(f"{str(folder)!r} has no .safetensors weights; give a whole model folder")
     for path in sorted(files):
@@ -208,15 +226,21 @@ def check_vectors(vectors_BD: np.ndarray, texts: Sequence[str], teacher: str, di
     if vectors_BD.ndim != 2 or len(vectors_BD) != len(texts):
         raise ConfigError(f"teacher {teacher!r} returned shape {vectors_BD.shape} for {len(texts)} texts")
     if dim is not None and vectors_BD.shape[1] != dim:
-        raise ConfigError(f"teacher {teacher!r} returned vectors of size {vectors_BD.shape[1]}, but dim says {dim}; mend dim")
+        raise ConfigError(
+            f"teacher {teacher!r} returned vectors of size {vectors_BD.shape[1]}, but dim says {dim}; mend dim"
+        )
     lengths_B = np.linalg.norm(vectors_BD.astype(np.float32), axis=1)
-    faults = (("not finite", ~np.isfinite(lengths_B)), ("zero", lengths_B == 0), ("not of length 1", abs(lengths_B - 1) > 1e-3))
+    faults = (
+        ("not finite", ~np.isfinite(lengths_B)),
+        ("zero", lengths_B == 0),
+        ("not of length 1", abs(lengths_B - 1) > 1e-3),
+    )
     for fault, bad_B in faults:
         if bad_B.any():
             text = texts[int(bad_B.argmax())]
             raise ConfigError(
                 f"teacher {teacher!r} returned a vector that is {fault} for the text {text[:80]!r} "
-                f"({int(bad_B.sum())} of {len(texts)} rows); try its dtype float32, or leave such texts out of the corpus"
+                f"({int(bad_B.sum())} of {len(texts)} rows); try dtype float32, or leave such texts out of the corpus"
             )
 
 
@@ -242,6 +266,7 @@ class TeacherEncoder:
         return (self.teacher.truncate or self.model.dims[0],)
 
     def encode(self, texts: Sequence[str], prompt_name: str | None = None, dim: int | None = None) -> np.ndarray:
+        known_dim(self.dims, dim)
         return self.encode_mixed(texts, [prompt_name] * len(texts))
 
     def encode_heads(self, texts: Sequence[str], prompt_name: str | None = None) -> dict[int, np.ndarray]:
@@ -252,7 +277,9 @@ class TeacherEncoder:
         prompted = [self.teacher.prompt_text(name) + text for text, name in zip(texts, prompt_names, strict=True)]
         vectors_BD = self.model.encode(prompted)
         check_vectors(vectors_BD, texts, self.teacher.name, getattr(self.teacher, "dim", None))
-        return vectors_BD if self.teacher.truncate is None else cut(vectors_BD, self.teacher.truncate, self.teacher.name)
+        return (
+            vectors_BD if self.teacher.truncate is None else cut(vectors_BD, self.teacher.truncate, self.teacher.name)
+        )
 
 
 class Together:
@@ -267,6 +294,7 @@ class Together:
         return (sum(teacher.dims[0] for teacher in self.teachers),)
 
     def encode(self, texts: Sequence[str], prompt_name: str | None = None, dim: int | None = None) -> np.ndarray:
+        known_dim(self.dims, dim)
         columns = [torch.from_numpy(teacher.encode(texts, prompt_name)) for teacher in self.teachers]
         return fuse(columns, [teacher.teacher.weight for teacher in self.teachers]).numpy()
 
@@ -277,5 +305,7 @@ class Together:
 def cut(vectors_BD: np.ndarray, size: int, teacher: str) -> np.ndarray:
     """The first `size` dimensions, of length 1 again."""
     if size > vectors_BD.shape[1]:
-        raise ConfigError(f"teacher {teacher!r}: truncate is {size}, but its vectors have only {vectors_BD.shape[1]} dimensions")
+        raise ConfigError(
+            f"teacher {teacher!r}: truncate is {size}, but its vectors have only {vectors_BD.shape[1]} dimensions"
+        )
     return normalise(vectors_BD[:, :size])

@@ -9,17 +9,23 @@ import sys
 from pathlib import Path
 
 from jasper_ray.config import ConfigError
-from jasper_ray.dry_run import describe
-from jasper_ray.evaluation import load_sets
-from jasper_ray.recipe import load_recipe, shipped_recipes, with_sets
+
+RECIPES = Path(__file__).resolve().parent / "recipes"
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Distil teachers into a student, stage by stage. Run it again to continue.")
-    parser.add_argument("recipe", nargs="?", default="quickstart", help=f"a YAML file, or one of {', '.join(shipped_recipes())}")
+    shipped = ", ".join(sorted(path.stem for path in RECIPES.glob("*.yaml")))
+    parser = argparse.ArgumentParser(
+        description="Distil teachers into a student, stage by stage. Run it again to continue."
+    )
+    parser.add_argument("recipe", nargs="?", default="quickstart", help=f"a YAML file, or one of {shipped}")
     parser.add_argument("--run", type=Path, metavar="DIR", help="the run folder; default runs/<recipe name>")
-    parser.add_argument("--sets", type=Path, metavar="FILE", help="YAML list of evaluation sets to measure on, beside the recipe's")
-    parser.add_argument("--dry-run", action="store_true", help="print the resolved recipe and what it takes, start nothing")
+    parser.add_argument(
+        "--sets", type=Path, metavar="FILE", help="YAML list of evaluation sets to measure on, beside the recipe's"
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print the resolved recipe and what it takes, start nothing"
+    )
     return parser.parse_args()
 
 
@@ -33,10 +39,15 @@ def show_progress() -> None:
 def main() -> None:
     options = arguments()
     show_progress()
+    from jasper_ray.evaluation import load_sets  # torch, Ray and the models' libraries take seconds: not for --help
+    from jasper_ray.recipe import load_recipe, with_sets
+
     recipe = load_recipe(options.recipe)
     if options.sets:
         recipe = with_sets(recipe, load_sets(options.sets))
     if options.dry_run:
+        from jasper_ray.dry_run import describe
+
         print(describe(recipe))
         return
     from jasper_ray.distill import distill

@@ -95,7 +95,9 @@ class SmallRun:
         )
         labeller = Labeller(self.recipe.teachers, (None, None), self.corpus)
         plan = {"seed": self.recipe.seed, "batch_size": chosen.batch_size, "last_step": job.total_steps}
-        run_stage(job, lambda step: labeller.stream(list(plan_visits(shards, first_step=step, **plan)), chosen.micro_rows))
+        run_stage(
+            job, lambda step: labeller.stream(list(plan_visits(shards, first_step=step, **plan)), chosen.micro_rows)
+        )
         return folder
 
 

@@ -46,7 +46,13 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def start(folder: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, str(ROOT / "jobs" / "distill.py"), str(folder / "recipe.yaml"), "--run", str(folder / "run")]
+    command = [
+        sys.executable,
+        str(ROOT / "jobs" / "distill.py"),
+        str(folder / "recipe.yaml"),
+        "--run",
+        str(folder / "run"),
+    ]
     return subprocess.Popen(
         command, cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
     )

@@ -75,7 +75,10 @@ def test_exactly_the_named_parameters_change(small: SmallRun) -> None:
     expected = {
         "2_Dense_48:linear.weight",
         "2_Dense_48:linear.bias",
-        *(f"body:encoder.layer.0.output.{part}" for part in ("dense.weight", "dense.bias", "LayerNorm.weight", "LayerNorm.bias")),
+        *(
+            f"body:encoder.layer.0.output.{part}"
+            for part in ("dense.weight", "dense.bias", "LayerNorm.weight", "LayerNorm.bias")
+        ),
     }
     assert changed(small.start, folder.student) == expected
 
@@ -102,7 +105,9 @@ def kill_a_worker_after(checkpoints: Path, step: int) -> None:
 
 def test_a_loss_that_is_not_finite_stops_the_stage_and_names_the_rows(small: SmallRun) -> None:
     with pytest.raises(ConfigError, match=r"loss is not finite for the batch of rows [0-9a-f]{16}"):
-        small.train("diverges", learning_rate=1e30, schedule="constant", warmup=0.0, gradient_clipping=None, checkpoint_every=1)
+        small.train(
+            "diverges", learning_rate=1e30, schedule="constant", warmup=0.0, gradient_clipping=None, checkpoint_every=1
+        )
     assert latest_step(small.folder / "stages" / "diverges" / "checkpoints") >= 1
 
 

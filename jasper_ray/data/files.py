@@ -47,6 +47,10 @@ def find_files(source: Source) -> SourceFiles:
         raise ConfigError(f"source '{source.title}': cannot list {location} ({error}); change its path") from error
     if not infos:
         raise ConfigError(_nothing_found(source, location))
+    if all(info.size == 0 for info in infos):
+        raise ConfigError(
+            f"source '{source.title}': {location} is empty; write texts into it, or change the source's path"
+        )
     content = _content(infos, path) if _is_plain_local(source, location) else fingerprint(source.path)
     return SourceFiles(filesystem, tuple(info.path for info in infos), content)
 

@@ -45,7 +45,9 @@ def batches_in_pass(shards: Sequence[Shard], batch_size: int) -> int:
     """
     rows = sum(shard.rows for shard in shards)
     if rows < batch_size:
-        raise ConfigError(f"the corpus has {rows} training texts, fewer than one batch of {batch_size}; lower batch_size")
+        raise ConfigError(
+            f"the corpus has {rows} training texts, fewer than one batch of {batch_size}; lower batch_size"
+        )
     return rows // batch_size
 
 

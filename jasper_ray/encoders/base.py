@@ -40,6 +40,8 @@ class Encoder(Protocol):
 
 def with_prompt(texts: Sequence[str], prompts: Mapping[str, str], prompt_name: str | None) -> list[str]:
     """Each text behind the prompt of that name; bare when no name is given."""
+    if isinstance(texts, str):
+        raise TypeError(f"found one string, {texts[:40]!r}, where a list of texts was expected; put it in a list")
     if prompt_name is None:
         return list(texts)
     if prompt_name not in prompts:

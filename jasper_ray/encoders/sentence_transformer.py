@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 
 from jasper_ray.assets import locate
 from jasper_ray.config import ConfigError
@@ -25,7 +26,9 @@ Dtype = Literal["float32", "bfloat16", "float16"]
 class SentenceTransformerEncoder:
     """A sentence-transformers model; its vectors are normalised here, whether or not the model does so."""
 
-    def __init__(self, model: SentenceTransformer, prompts: Mapping[str, str] | None = None, batch_size: int = 32) -> None:
+    def __init__(
+        self, model: SentenceTransformer, prompts: Mapping[str, str] | None = None, batch_size: int = 32
+    ) -> None:
         self.model = model
         self.prompts: Mapping[str, str] = dict(model.prompts) if prompts is None else prompts
         self.batch_size = batch_size
@@ -37,7 +40,9 @@ class SentenceTransformerEncoder:
         return (dim,)
 
     def encode(self, texts: Sequence[str], prompt_name: str | None = None, dim: int | None = None) -> np.ndarray:
-        known_dim(self.dims, dim)
+        size = known_dim(self.dims, dim)
+        if not len(texts):
+            return np.empty((0, size), np.float32)
         vectors_ND = self.model.encode(
             with_prompt(texts, self.prompts, prompt_name),
             prompt="",  # the prompt stands in the text already; without this the model's default would be added
@@ -77,8 +82,10 @@ def load_sentence_transformer(
             trust_remote_code=trust_remote_code,
             model_kwargs={"dtype": getattr(torch, dtype), "use_safetensors": True},
         )
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"no sentence-transformers model could be loaded from {name!r}: {first_line(error)}") from error
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise ConfigError(
+            f"no sentence-transformers model could be loaded from {name!r}: {first_line(error)}"
+        ) from error
     if max_length is not None:
         model.max_seq_length = max_length
     return SentenceTransformerEncoder(model, prompts, batch_size)

@@ -7,7 +7,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import kendalltau
 
 from jasper_ray.evaluation.scores import MetricName, Score
 from jasper_ray.vectors import normalise
@@ -71,6 +70,8 @@ def pair_order(student_P: np.ndarray, teacher_P: np.ndarray) -> float:
 
     Source: Kendall 1945, https://doi.org/10.1093/biomet/33.3.239
     """
+    from scipy.stats import kendalltau  # here and not above: it takes a second, and recipes are read without it
+
     pairs = _pairs(len(student_P))
     student_ties, teacher_ties = _ties(student_P), _ties(teacher_P)
     comparable = pairs - student_ties - teacher_ties + _ties(np.stack([student_P, teacher_P], axis=1))

@@ -7,8 +7,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from scipy.stats import spearmanr
-from sklearn.linear_model import LogisticRegression
 
 NDCG_DEPTH = 10
 _CELLS = 32_000_000
@@ -17,6 +15,8 @@ _CELLS = 32_000_000
 
 def spearman(left_PD: np.ndarray, right_PD: np.ndarray, scores_P: np.ndarray) -> float:
     """Spearman's rank correlation of the rows' cosines with `scores_P`; 0 when all cosines are the same."""
+    from scipy.stats import spearmanr  # here and not above: it takes a second, and recipes are read without it
+
     cosines_P = np.einsum("pd,pd->p", left_PD, right_PD)
     if np.ptp(cosines_P) == 0:
         return 0.0
@@ -66,6 +66,8 @@ def accuracy(
     Multinomial, L2 penalty with C = 1, unit rows unscaled, L-BFGS in float64 to convergence: nothing is drawn, so the
     same vectors give the same figure.
     """
+    from sklearn.linear_model import LogisticRegression
+
     classifier = LogisticRegression(C=1.0, max_iter=1000, random_state=0)
     classifier.fit(train_ND.astype(np.float64), np.asarray(train_labels_N))
     return float(np.mean(classifier.predict(test_MD.astype(np.float64)) == np.asarray(test_labels_M)))

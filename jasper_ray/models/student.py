@@ -49,9 +49,13 @@ class StudentSettings(Settings):
         if len(set(self.heads)) != len(self.heads) or min(self.heads) < 1:
             raise ConfigError(f"student.heads is {list(self.heads)}; sizes must be positive and each appear once")
         if list(self.heads) != sorted(self.heads, reverse=True):
-            raise ConfigError(f"student.heads is {list(self.heads)}; write the sizes from large to small, the full head first")
+            raise ConfigError(
+                f"student.heads is {list(self.heads)}; write the sizes from large to small, the full head first"
+            )
         if self.default_head is not None and self.default_head not in self.heads:
-            raise ConfigError(f"student.default_head is {self.default_head}, which is not among heads {list(self.heads)}")
+            raise ConfigError(
+                f"student.default_head is {self.default_head}, which is not among heads {list(self.heads)}"
+            )
         return self
 
     @property
@@ -83,9 +87,7 @@ class Student(nn.Module):
         states_BTH = self.body(input_ids=input_ids_BT, attention_mask=mask_BT).last_hidden_state
         return pool(states_BTH, mask_BT, self.pooling)
 
-    def forward(
-        self, groups: Iterable[tuple[Tensor, Tensor]], dims: Sequence[int] | None = None
-    ) -> tuple[Tensor, ...]:
+    def forward(self, groups: Iterable[tuple[Tensor, Tensor]], dims: Sequence[int] | None = None) -> tuple[Tensor, ...]:
         """Vectors of every head, or of the heads `dims`, in that order: `[B, D]` each, not normalised.
 
         A batch comes as groups of `(input_ids_BT, mask_BT)` of similar length, each padded to its own longest
@@ -95,7 +97,7 @@ class Student(nn.Module):
         return tuple(self.heads[str(dim)](pooled_BH) for dim in dims or self.dims)
 
     def trainable_names(self, patterns: Sequence[str]) -> list[str]:
-        """Names of the parameters that any of the shell-style `patterns` matches (`heads.1024.*`, `body.layers.2[567].*`).
+        """Names of the parameters that any of the shell-style `patterns` matches (`heads.1024.*`, `body.layers.2?.*`).
 
         Raises:
             ConfigError: a pattern matches nothing.
@@ -120,8 +122,9 @@ class Student(nn.Module):
         for module in self.body.modules():
             if isinstance(module, nn.Dropout):
                 module.p = share
-            if isinstance(getattr(module, "attention_dropout", None), float):
-                module.attention_dropout = share  # attention kernels read the share from here
+            for name in ("attention_dropout", "dropout"):  # attention kernels read the share from such a number
+                if isinstance(getattr(module, name, None), float):
+                    setattr(module, name, share)
 
 
 def build_student(settings: StudentSettings, seed: int) -> Student:

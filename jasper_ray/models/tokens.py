@@ -33,6 +33,7 @@ def length_groups(
         The groups, and `order_B`: row i of the groups, one below the other, is text `order_B[i]`.
     """
     ids = tokenizer(list(texts), truncation=True, max_length=max_length, padding=False, verbose=False)["input_ids"]
+    ids = [tokens or [tokenizer.pad_token_id] for tokens in ids]  # an empty text may have no token; the body needs one
     order = sorted(range(len(ids)), key=lambda index: -len(ids[index]))
     groups = [
         pad(tokenizer, [ids[index] for index in order[start : start + group_rows]])

@@ -19,7 +19,9 @@ from jasper_ray.pipelines.shards import Batch, vector_column
 from jasper_ray.teachers import Teacher, fuse
 
 
-def fit_heads(start: Path, dataset: Dataset, teachers: Sequence[Teacher], regularisation: float, destination: Path) -> None:
+def fit_heads(
+    start: Path, dataset: Dataset, teachers: Sequence[Teacher], regularisation: float, destination: Path
+) -> None:
     """Write to `destination` the student of `start` with heads fitted to the labelled rows of `dataset`."""
     encoder = load_student(start)
     student = encoder.student

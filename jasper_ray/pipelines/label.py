@@ -25,7 +25,7 @@ from jasper_ray.pipelines.targets import TargetCache
 from jasper_ray.teachers import Teacher, TeacherEncoder
 
 LIGHT_TASK = {"num_cpus": 0.1, "compute": TaskPoolStrategy(2)}
-"""Reading and cutting a shard takes milliseconds: two processes keep up with any pool, whole processors would starve it."""
+"""Reading a shard takes milliseconds: two processes keep up with any pool, and whole processors would starve it."""
 
 CUT_TASK = {"num_cpus": 0.05}
 """For cutting rows into blocks. Ray fuses the exact repartition into the map before it, which keeps it light, and that
@@ -43,8 +43,8 @@ class Labeller:
     """The folder that shard files are relative to."""
 
     def label(self, visits: Sequence[Visit]) -> Dataset:
-        """A dataset with a block for each visit: id, text, prompt (empty: none), position, and for each teacher its vectors and its
-        seconds a row (0 where they came from the cache). Nothing runs before the dataset is consumed."""
+        """A dataset with a block for each visit: id, text, prompt (empty: none), position, and for each teacher its
+        vectors and its seconds a row (0 where they came from the cache). Nothing runs before it is consumed."""
         items = [asdict(visit) for visit in visits]
         dataset = ray.data.from_items(items, override_num_blocks=len(items))
         dataset = dataset.map_batches(ReadShard(self.corpus), batch_size=None, **LIGHT_TASK)
@@ -57,7 +57,7 @@ class Labeller:
         return self.label([Visit(shard.file, shard.sha256, shard.rows, 0, 0, shard.rows, 0) for shard in shards])
 
     def stream(self, visits: Sequence[Visit], block_rows: int) -> Dataset:
-        """`label` in the order of `position`, in blocks of exactly `block_rows`: the training workers take them in turn."""
+        """`label` in the order of `position`, in blocks of exactly `block_rows`: training workers take them in turn."""
         arranged = self.label(visits).map_batches(arrange, batch_size=None, **LIGHT_TASK)
         return arranged.map_batches(same, batch_size=block_rows, **CUT_TASK).repartition(
             target_num_rows_per_block=block_rows, strict=True
@@ -95,7 +95,9 @@ class LabelShard:
         if self.model is None:  # the first shard to label pays for loading; a pool that only reads never does
             self.model = TeacherEncoder(self.teacher, self.teacher.load())
         started = time.perf_counter()
-        vectors_ND = self.model.encode_mixed(batch["text"].tolist(), [name or None for name in batch["prompt"]]).astype(np.float16)
+        vectors_ND = self.model.encode_mixed(batch["text"].tolist(), [name or None for name in batch["prompt"]]).astype(
+            np.float16
+        )
         seconds = time.perf_counter() - started
         if self.cache is not None:
             self.cache.write(shard, batch["id"].tolist(), vectors_ND)

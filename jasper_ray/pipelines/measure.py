@@ -43,20 +43,25 @@ def label_heldout(labeller: Labeller, shards: Sequence[Shard], full_head: int) -
     if not rows:
         return None
     if rows < LEAST_ROWS:
-        raise ConfigError(f"corpus.holdout leaves {rows} held-out texts, and agreement needs at least {LEAST_ROWS}; raise it, or set it to 0")
+        raise ConfigError(
+            f"corpus.holdout leaves {rows} held-out texts, and agreement needs at least {LEAST_ROWS}; "
+            "raise it, or set it to 0"
+        )
     columns = ["text", "prompt", *(vector_column(teacher.name) for teacher in labeller.teachers)]
     batch = collect(labeller.label_shards(shards), columns)
     target_NE = target(batch, labeller.teachers).numpy()
     if target_NE.shape[1] != full_head:
         sizes = {teacher.name: batch[vector_column(teacher.name)].shape[1] for teacher in labeller.teachers}
         raise ConfigError(
-            f"student.heads: the full head has size {full_head}, but the teachers' vectors have {sizes} = {target_NE.shape[1]}; "
-            "change the first head"
+            f"student.heads: the full head has size {full_head}, but the teachers' vectors have {sizes}, "
+            f"{target_NE.shape[1]} together; change the first head"
         )
     return HeldOut(batch, target_NE)
 
 
-def measure_student(moment: str, folder: Path, heldout: HeldOut | None, sets: Sequence[SetData], threads: int) -> list[Record]:
+def measure_student(
+    moment: str, folder: Path, heldout: HeldOut | None, sets: Sequence[SetData], threads: int
+) -> list[Record]:
     """Every head of a student on everything."""
     torch.set_num_threads(threads)
     encoder = load_student(folder)
@@ -71,7 +76,11 @@ def measure_agreement(moment: str, encoder: Encoder, heldout: HeldOut) -> list[R
     for found, prompt in by_prompt(heldout.batch):
         for dim, part_ND in encoder.encode_heads(heldout.batch["text"][found].tolist(), prompt).items():
             vectors[dim][found] = part_ND
-    scores = [score for dim in sorted(vectors, reverse=True) for score in agreement(vectors[dim], heldout.target_NE).scores(HELD_OUT, dim)]
+    scores = [
+        score
+        for dim in sorted(vectors, reverse=True)
+        for score in agreement(vectors[dim], heldout.target_NE).scores(HELD_OUT, dim)
+    ]
     return label(moment, scores)
 
 

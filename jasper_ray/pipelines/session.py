@@ -30,12 +30,14 @@ def ray_session(cpus: float, gpus: float) -> Iterator[None]:
         ConfigError: the running cluster is too small, which would otherwise be waited for in vain.
     """
     address = os.environ.get("RAY_ADDRESS")
-    logger.info("joining Ray at %s", address) if address else logger.info("starting a local Ray")
+    logging.getLogger("ray").setLevel(logging.ERROR)  # its hints are for its own developers; errors stay
     if address:
-        ray.init(address, log_to_driver=False, logging_level=logging.WARNING)
+        logger.info("joining Ray at %s", address)
+        ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
     else:
+        logger.info("starting a local Ray")
         local = max(os.cpu_count() or 1, round(cpus + SPARE_CPUS + 1))
-        ray.init(num_cpus=local, include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING)
+        ray.init(num_cpus=local, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     try:
         check_room(cpus + SPARE_CPUS, gpus)
         quiet(DataContext.get_current())

@@ -29,7 +29,9 @@ class ReadShard:
             raise AssertionError("a block must hold one visit")
         table = read_shard(self.corpus / str(batch["file"][0]))
         columns: Batch = {name: table[name].fill_null("").to_numpy() for name in ("id", "text", "prompt")}
-        visit = Visit(**{name: values[0].item() if hasattr(values[0], "item") else values[0] for name, values in batch.items()})
+        visit = Visit(
+            **{name: values[0].item() if hasattr(values[0], "item") else values[0] for name, values in batch.items()}
+        )
         columns["shard"] = np.full(len(table), visit.sha256, dtype=object)
         columns["position"] = positions(visit)
         return columns

@@ -40,8 +40,11 @@ class TargetCache:
         flat = pa.array(vectors_ND.astype(np.float16).reshape(-1))
         column = pa.FixedSizeListArray.from_arrays(flat, vectors_ND.shape[1])
         staging = self.folder / f".{uuid.uuid4().hex}.parquet"
-        pq.write_table(pa.table({"id": pa.array(ids, pa.string()), "vector": column}), staging, compression="none")
-        os.replace(staging, self.file(shard_sha256))
+        try:
+            pq.write_table(pa.table({"id": pa.array(ids, pa.string()), "vector": column}), staging, compression="none")
+            os.replace(staging, self.file(shard_sha256))
+        finally:
+            staging.unlink(missing_ok=True)
 
     def read(self, shard_sha256: str, ids: Sequence[str]) -> np.ndarray:
         """A shard's vectors, float16 `[N, D]`.
@@ -53,7 +56,14 @@ class TargetCache:
         try:
             table = pq.read_table(path)
         except (pa.ArrowException, OSError) as error:
-            raise ConfigError(f"the cached targets in {str(path)!r} cannot be read ({error}); delete that file") from error
+            raise ConfigError(
+                f"the cached targets in {str(path)!r} cannot be read ({error}); delete that file"
+            ) from error
+        if table.column_names != ["id", "vector"]:
+            raise ConfigError(
+                f"{str(path)!r} has the columns {', '.join(table.column_names)}, and id and vector were expected; "
+                "delete that file"
+            )
         if table["id"].to_pylist() != list(ids):
             raise ConfigError(f"the cached targets in {str(path)!r} are about other texts; delete that file")
         vectors = table["vector"].combine_chunks()

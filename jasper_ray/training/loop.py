@@ -79,7 +79,7 @@ class Worker:
         return {**means, "lr": learning_rate, "grad_norm": float(norm or 0.0), **clock.read(dist.get_world_size())}
 
     def forward(self, micro: MicroBatch) -> LossTerms:
-        """The objective over one micro-batch; stops the stage where it is not finite, before anything learns from it."""
+        """The objective over one micro-batch; one that is not finite stops the stage before anything learns of it."""
         groups = [group.to(self.device) for group in micro.groups]
         dims = tuple(self.job.stage.losses)
         vectors = dict(zip(dims, self.engine(groups, dims), strict=True))
@@ -95,9 +95,7 @@ class Worker:
         )
         shard = ray.train.get_dataset_shard("train")
         assert shard is not None
-        return iter(
-            shard.iter_torch_batches(batch_size=stage.micro_rows, prefetch_batches=1, collate_fn=collate)  # type: ignore[arg-type]
-        )
+        return iter(shard.iter_torch_batches(batch_size=stage.micro_rows, prefetch_batches=1, collate_fn=collate))
 
 
 def prepare(student: Student, job: StageJob) -> None:

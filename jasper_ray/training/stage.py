@@ -32,7 +32,9 @@ def run_stage(job: StageJob, open_stream: OpenStream) -> None:
     job.folder.begin(job.stage, job.total_steps)
     reason = stop_file(job)
     reason.unlink(missing_ok=True)
-    state = Path(tempfile.gettempdir()) / "jasper_ray" / uuid.uuid4().hex  # Ray Train's own notes; ours lie in the stage folder
+    state = (
+        Path(tempfile.gettempdir()) / "jasper_ray" / uuid.uuid4().hex
+    )  # Ray Train's own notes; ours lie in the stage folder
     try:
         with Progress(job.folder.metrics, job.stage.name, job.total_steps):
             trainer(job, open_stream, state).fit()
@@ -63,9 +65,7 @@ def trainer(job: StageJob, open_stream: OpenStream, state: Path) -> TorchTrainer
             worker_runtime_env={"env_vars": worker_environment(on_gpu)},
         ),
         datasets={"train": Stream(job, open_stream)},
-        dataset_config=DataConfig(
-            execution_options=ExecutionOptions(preserve_order=True), enable_shard_locality=False
-        ),
+        dataset_config=DataConfig(execution_options=ExecutionOptions(preserve_order=True), enable_shard_locality=False),
     )
 
 
@@ -86,7 +86,7 @@ class Stream:
 def worker_environment(on_gpu: bool) -> dict[str, str]:
     """What a worker must find in its environment before it imports anything."""
     environment = {"TOKENIZERS_PARALLELISM": "false"}
-    return environment if on_gpu else {**environment, "DS_ACCELERATOR": "cpu", "OMP_WAIT_POLICY": "PASSIVE"}
+    return environment if on_gpu else {**environment, "DS_ACCELERATOR": "cpu"}
 
 
 def work(config: dict[str, Any]) -> None:
@@ -112,7 +112,7 @@ def stop_file(job: StageJob) -> Path:
 
 
 def for_the_user(error: BaseException | None) -> str | None:
-    """The message for the user inside an exception, through the wrappers of Ray and Ray Data; None when there is none."""
+    """The message for the user inside an exception, through the wrappers of Ray and Ray Data; None without one."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         if isinstance(error, ConfigError | StageStopped):

@@ -1,0 +1,190 @@
+"""A run folder: what a stage is named by, who its teachers were, and that nothing is seen half-written."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from small_run import recipe_values, stage
+
+from jasper_ray.config import ConfigError
+from jasper_ray.recipe import Recipe, parse_recipe
+from jasper_ray.runs import RunFolder, StageFolder, publish, stage_fingerprints, write_text
+
+TEACHERS: list[dict[str, Any]] = [
+    {"name": "a", "weight": 1.0, "identity": "aaaa", "prompt": "", "dim": 32},
+    {"name": "b", "weight": 1.0, "identity": "bbbb", "prompt": "", "dim": 16},
+]
+
+
+@pytest.fixture
+def values(tmp_path: Path) -> dict[str, Any]:
+    return recipe_values(tmp_path, stage("first"), stage("second"), rows=20)
+
+
+def recipe(values: dict[str, Any]) -> Recipe:
+    return parse_recipe(values, "test")
+
+
+def prints(values: dict[str, Any], teachers: list[dict[str, Any]] = TEACHERS, corpus: str = "c") -> list[str]:
+    return stage_fingerprints(recipe(values), teachers, corpus)
+
+
+# ---- Fingerprints ----
+
+
+def test_there_is_one_for_the_start_and_one_for_each_stage(values: dict[str, Any]) -> None:
+    found = prints(values)
+    assert len(set(found)) == len(found) == 3
+    assert found == prints(values)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"learning_rate": 3e-4},
+        {"steps": 6},
+        {"train": ["heads.*"]},
+        {"workers": 2},
+        {"zero": 1},
+        {"precision": "bf16"},
+        {"losses": {48: {"cosine": 1}, 16: {"similarity": 1}}},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_a_changed_stage_is_trained_again_and_all_after_it(values: dict[str, Any], change: dict[str, Any]) -> None:
+    before = prints(values)
+    values["stages"][1] |= change
+    after = prints(values)
+    assert [one == other for one, other in zip(before, after, strict=True)] == [True, True, False]
+    values["stages"][0] |= change
+    assert [one == other for one, other in zip(before, prints(values), strict=True)] == [True, False, False]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"checkpoint_every": 7}, {"max_restarts": 0}, {"cpus_per_worker": 2}, {"gpus_per_worker": 1}, {"threads": 3}],
+    ids=lambda change: next(iter(change)),
+)
+def test_how_a_stage_runs_is_no_part_of_what_it_makes(values: dict[str, Any], change: dict[str, Any]) -> None:
+    before = prints(values)
+    values["stages"][0] |= change
+    assert prints(values) == before
+
+
+def test_a_changed_beginning_changes_everything(values: dict[str, Any]) -> None:
+    before = prints(values)
+    others = [
+        prints({**values, "seed": 6}),
+        prints({**values, "heads_start": {"type": "ridge"}}),
+        prints({**values, "student": {**values["student"], "max_length": 31}}),
+        prints(values, [TEACHERS[0], {**TEACHERS[1], "weight": 2.0}]),
+        prints(values, TEACHERS[::-1]),
+        prints(values, corpus="d"),
+    ]
+    assert all(not set(before) & set(other) for other in others)
+    assert prints({**values, "name": "other", "targets": {"type": "live"}}) == before
+
+
+# ---- Opening ----
+
+
+def test_a_run_folder_says_what_runs_in_it(values: dict[str, Any], tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "below" / "run")
+    run.open(recipe(values), TEACHERS)
+    run.open(recipe(values), TEACHERS)
+    assert parse_recipe(yaml.safe_load((run.path / "recipe.yaml").read_text()), "run") == recipe(values)
+    assert json.loads((run.path / "teachers.json").read_text()) == TEACHERS
+    assert {path.name for path in run.path.iterdir()} == {"recipe.yaml", "teachers.json"}
+
+
+@pytest.mark.parametrize(
+    ("now", "message"),
+    [
+        ([TEACHERS[0]], r"come from a, b, but the recipe now names a;"),
+        (TEACHERS[::-1], r"come from a, b, but the recipe now names b, a;"),
+        (
+            [TEACHERS[0], {**TEACHERS[1], "identity": "cccc", "prompt": "passage: "}],
+            r"come from b with prompt '', but the recipe now gives 'passage: ';",
+        ),
+        (
+            [{**TEACHERS[0], "weight": 2.0}, TEACHERS[1]],
+            r"come from a with weight 1\.0, but the recipe now gives 2\.0;",
+        ),
+        ([{**TEACHERS[0], "identity": "cccc"}, TEACHERS[1]], r"come from a with identity 'aaaa', .* gives 'cccc';"),
+        ([{**TEACHERS[0], "truncate": 8}, TEACHERS[1]], r"come from a with truncate None, but the recipe now gives 8;"),
+    ],
+)
+def test_a_run_does_not_continue_with_other_teachers(
+    values: dict[str, Any], tmp_path: Path, now: list[dict[str, Any]], message: str
+) -> None:
+    run = RunFolder(tmp_path / "run")
+    run.open(recipe(values), TEACHERS)
+    written = {path.name: path.read_bytes() for path in run.path.iterdir()}
+    with pytest.raises(ConfigError, match=rf"teachers\.json' says this run's targets {message}"):
+        run.open(recipe({**values, "seed": 99}), now)
+    assert {path.name: path.read_bytes() for path in run.path.iterdir()} == written
+
+
+def test_a_folder_that_cannot_be_written_is_told(values: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match=r"run folder '.*/file/run' cannot be written \(Not a directory\); .* --run"):
+        RunFolder(tmp_path / "file" / "run").open(recipe(values), TEACHERS)
+
+
+def test_targets_lie_in_the_run_unless_the_recipe_shares_them(values: dict[str, Any], tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "run")
+    assert run.targets(recipe(values)) == run.path / "targets"
+    assert run.targets(recipe({**values, "targets": {"type": "live"}})) is None
+    shared = {"type": "cached", "path": str(tmp_path / "shared")}
+    assert run.targets(recipe({**values, "targets": shared})) == tmp_path / "shared"
+
+
+# ---- Stages ----
+
+
+def test_a_stage_is_done_when_it_says_so(values: dict[str, Any], tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path).stage(1, "first", "0123456789ab")
+    assert folder == StageFolder(tmp_path / "stages" / "1-first-0123456789ab")
+    folder.begin(recipe(values).stages[0], steps=5)
+    told = json.loads((folder.path / "stage.json").read_text())
+    assert (told["name"], told["steps"], told["learning_rate"]) == ("first", 5, 1e-4)
+    assert folder.checkpoints.is_dir()
+    assert not folder.is_done
+    folder.mark_done()
+    assert folder.is_done
+
+
+# ---- Whole or not at all ----
+
+
+def test_publishing_replaces_the_old_student_whole(tmp_path: Path) -> None:
+    for name, files in (("old", ["config.json", "2_Dense_8/config.json"]), ("new", ["config.json"])):
+        for file in files:
+            (tmp_path / name / file).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name / file).write_text(name)
+    publish(tmp_path / "old", tmp_path / "student")
+    publish(tmp_path / "new", tmp_path / "student")
+    assert [path.name for path in (tmp_path / "student").iterdir()] == ["config.json"]
+    assert (tmp_path / "student" / "config.json").read_text() == "new"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["new", "old", "student"]
+
+
+def test_publishing_that_fails_leaves_the_old_student(tmp_path: Path) -> None:
+    (tmp_path / "student").mkdir()
+    (tmp_path / "student" / "config.json").write_text("old")
+    with pytest.raises(OSError, match="nowhere"):
+        publish(tmp_path / "nowhere", tmp_path / "student")
+    assert (tmp_path / "student" / "config.json").read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["student"]
+
+
+def test_a_file_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) -> None:
+    write_text(tmp_path / "a.json", "old")
+    with pytest.raises(UnicodeEncodeError):
+        write_text(tmp_path / "a.json", "new \udcff")
+    assert (tmp_path / "a.json").read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
