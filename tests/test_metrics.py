@@ -133,3 +133,11 @@ def test_progress_tells_each_step_once(
     assert [entry.getMessage() for entry in caplog.records] == [
         "fc1  step 8/10  loss 2  100 texts/s  25% waiting  1 s left"
     ]
+
+
+def test_progress_goes_on_where_workers_went_back_to_a_checkpoint(log: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, logger="jasper_ray"), Progress(log, "fc1", 10) as progress:
+        log.write_text(json.dumps(record(2)) + "\n")
+        progress.show()
+        log.write_text(json.dumps(record(2)) + "\n" + json.dumps(record(3)) + "\n")
+    assert [entry.getMessage().split()[2] for entry in caplog.records] == ["3/10", "4/10"]

@@ -47,6 +47,7 @@ class Labeller:
         vectors and its seconds a row (0 where they came from the cache). Nothing runs before it is consumed."""
         items = [asdict(visit) for visit in visits]
         dataset = ray.data.from_items(items, override_num_blocks=len(items))
+        dataset.context.target_max_block_size = None  # a block must stay one shard, however wide its vectors are
         dataset = dataset.map_batches(ReadShard(self.corpus), batch_size=None, **LIGHT_TASK)
         for teacher, cache in zip(self.teachers, self.caches, strict=True):
             dataset = add_teacher(dataset, teacher, cache, {visit.sha256 for visit in visits})
@@ -95,9 +96,8 @@ class LabelShard:
         if self.model is None:  # the first shard to label pays for loading; a pool that only reads never does
             self.model = TeacherEncoder(self.teacher, self.teacher.load())
         started = time.perf_counter()
-        vectors_ND = self.model.encode_mixed(batch["text"].tolist(), [name or None for name in batch["prompt"]]).astype(
-            np.float16
-        )
+        prompts = [name or None for name in batch["prompt"]]
+        vectors_ND = self.model.encode_mixed(batch["text"].tolist(), prompts).astype(np.float16)
         seconds = time.perf_counter() - started
         if self.cache is not None:
             self.cache.write(shard, batch["id"].tolist(), vectors_ND)

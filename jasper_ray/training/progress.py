@@ -42,7 +42,10 @@ class Progress:
 
     def show(self) -> None:
         """Log the steps since the last line, if there are any."""
-        fresh = [record for record in newest_records(self.metrics) if record["step"] > self.shown]
+        records = newest_records(self.metrics)
+        if records and records[-1]["step"] < self.shown:  # workers went back to a checkpoint
+            self.shown = records[-1]["step"] - 1
+        fresh = [record for record in records if record["step"] > self.shown]
         if fresh:
             self.shown = fresh[-1]["step"]
             logger.info("%s", progress_line(self.name, fresh, self.total_steps))
