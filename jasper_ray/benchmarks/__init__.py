@@ -1,0 +1,1 @@
+"""What our speed is worth: each benchmark does the same work our way and a peer's way, in turn."""
