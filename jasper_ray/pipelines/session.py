@@ -40,7 +40,7 @@ def ray_session(cpus: float, gpus: float) -> Iterator[None]:
         ray.init(num_cpus=local, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     try:
         check_room(cpus + SPARE_CPUS, gpus)
-        quiet(DataContext.get_current())
+        set_up_data(DataContext.get_current())
         yield
     finally:
         ray.shutdown()
@@ -57,8 +57,13 @@ def check_room(cpus: float, gpus: float) -> None:
             )
 
 
-def quiet(context: DataContext) -> None:
-    """Our own lines tell how far a run is; Ray Data's bars and hints would tear them apart."""
+def set_up_data(context: DataContext) -> None:
+    """How Ray Data behaves in a run.
+
+    Our own lines tell how far it is; Ray Data's bars and hints would tear them apart. Errors of our functions reach
+    the driver as they are: the wrapper that Ray Data puts around them loses what they said on its way.
+    """
+    context.raise_original_map_exception = True
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.issue_detectors_config.detectors = []
