@@ -20,16 +20,16 @@ from ray.data import ActorPoolStrategy, Dataset, ExecutionOptions, TaskPoolStrat
 
 from jasper_ray.data import Shard
 from jasper_ray.data.order import Visit
-from jasper_ray.pipelines.shards import Batch, ReadShard, ReadTargets, arrange, same, with_vectors
+from jasper_ray.pipelines.shards import Batch, ReadShard, ReadTargets, arrange, with_vectors
 from jasper_ray.pipelines.targets import TargetCache
 from jasper_ray.teachers import Teacher, TeacherEncoder
 
 LIGHT_TASK = {"num_cpus": 0.1, "compute": TaskPoolStrategy(2)}
 """Reading a shard takes milliseconds: two processes keep up with any pool, and whole processors would starve it."""
 
-CUT_TASK = {"num_cpus": 0.05}
-"""For cutting rows into blocks. Ray fuses the exact repartition into the map before it, which keeps it light, and that
-map must not be fused into the ones before, which work on whole shards: another reservation than theirs prevents it."""
+CUT_CPUS = 0.05
+"""For cutting rows into blocks; another reservation than a LIGHT_TASK's, so that Ray never fuses the two: cutting
+bundles rows, and what comes before it works on whole shards."""
 
 
 @dataclass(frozen=True)
@@ -60,9 +60,18 @@ class Labeller:
     def stream(self, visits: Sequence[Visit], block_rows: int) -> Dataset:
         """`label` in the order of `position`, in blocks of exactly `block_rows`: training workers take them in turn."""
         arranged = self.label(visits).map_batches(arrange, batch_size=None, **LIGHT_TASK)
-        return arranged.map_batches(same, batch_size=block_rows, **CUT_TASK).repartition(
-            target_num_rows_per_block=block_rows, strict=True
-        )
+        return repartition_lightly(arranged, block_rows)
+
+
+def repartition_lightly(dataset: Dataset, block_rows: int) -> Dataset:
+    """`dataset` in blocks of exactly `block_rows`, in order, by tasks that reserve next to nothing.
+
+    Ray's own repartition reserves a whole processor a task and offers no setting for it. On a machine that teachers and
+    trainers fill, it would run only after the last teacher: the stream would arrive all at once.
+    """
+    blocks = dataset.repartition(target_num_rows_per_block=block_rows, strict=True)
+    blocks._logical_plan.dag.ray_remote_args["num_cpus"] = CUT_CPUS
+    return blocks
 
 
 def add_teacher(dataset: Dataset, teacher: Teacher, cache: TargetCache | None, shards: set[str]) -> Dataset:

@@ -77,8 +77,3 @@ def arrange(batch: Batch) -> Batch:
     used = np.flatnonzero(batch["position"] >= 0)
     order = used[np.argsort(batch["position"][used])]
     return {name: column[order] for name, column in batch.items() if name != "shard"}
-
-
-def same(batch: Batch) -> Batch:
-    """The batch, unchanged."""
-    return batch
