@@ -9,12 +9,12 @@ ran before hides it.
 
 from __future__ import annotations
 
-import resource
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -100,9 +100,16 @@ def growth(form: str, size: int, threads: int) -> float:
     """MiB by which this process's peak grows in one call, after a small one has loaded what there is to load."""
     torch.set_num_threads(threads)
     value_and_gradient(form, 16, "cpu")
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    Path("/proc/self/clear_refs").write_text("5")  # Linux forgets the peak so far, which a child inherits
+    before = resident("VmRSS")
     value_and_gradient(form, size, "cpu")
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    return (resident("VmHWM") - before) / 1024
+
+
+def resident(figure: str) -> int:
+    """KiB of memory that Linux counts for this process: `VmRSS` now, `VmHWM` at its peak."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(figure))
 
 
 def render(records: list[dict[str, Any]]) -> str:
