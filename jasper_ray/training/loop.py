@@ -26,6 +26,7 @@ def train(job: StageJob) -> None:
     torch.set_num_threads(job.stage.torch_threads)
     torch.manual_seed(job.seed)
     device = get_device()
+    choose_attention(device)
     worker = Worker(job, device)
     first_step = checkpoints.restore(worker.engine, job.folder.checkpoints)
     if first_step < job.total_steps:
@@ -96,6 +97,12 @@ class Worker:
         shard = ray.train.get_dataset_shard("train")
         assert shard is not None
         return iter(shard.iter_torch_batches(batch_size=stage.micro_rows, prefetch_batches=1, collate_fn=collate))
+
+
+def choose_attention(device: torch.device) -> None:
+    """On processors, compute attention step by step: the fused kernel's backward pass is several times slower there."""
+    if device.type == "cpu":
+        torch.backends.cuda.enable_flash_sdp(False)  # despite its name it governs the processor's kernel too
 
 
 def prepare(student: Student, job: StageJob) -> None:
