@@ -16,7 +16,7 @@ from jasper_ray.assets import locate
 from jasper_ray.config import fingerprint
 from jasper_ray.data import Manifest, Shard
 from jasper_ray.data.checking import check_sources
-from jasper_ray.data.order import batches_in_pass, plan_visits
+from jasper_ray.data.order import batches_in_pass, left_over, plan_visits
 from jasper_ray.dry_run import check_patterns, least_resources
 from jasper_ray.evaluation import Record, SetData, load, read_sets, render, save
 from jasper_ray.models.body import load_tokenizer
@@ -131,6 +131,7 @@ class Distillation:
             return folder.student
         began = time.monotonic()
         job = self.job(stage, folder, start)
+        tell_steps(stage, job.total_steps, self.manifest.train)
         run_stage(job, lambda step: self.stream(stage, step, job.total_steps))
         folder.mark_done()
         logger.info("%s  %d steps, %.0f s", stage.name, job.total_steps, time.monotonic() - began)
@@ -249,3 +250,12 @@ def tell_corpus(manifest: Manifest) -> None:
     train = sum(shard.rows for shard in manifest.train)
     heldout = sum(shard.rows for shard in manifest.heldout)
     logger.info("corpus  %d training texts in %d shards, %d held out", train, len(manifest.train), heldout)
+
+
+def tell_steps(stage: Stage, steps: int, shards: Sequence[Shard]) -> None:
+    """Say how much a stage will see, and what a pass leaves out."""
+    rows, dropped = steps * stage.batch_size, left_over(shards, stage.batch_size)
+    logger.info(
+        "%s  %d steps of %d texts: %d in all; a pass leaves out the last %d, which fill no batch",
+        *(stage.name, steps, stage.batch_size, rows, dropped),
+    )

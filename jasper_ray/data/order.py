@@ -51,6 +51,11 @@ def batches_in_pass(shards: Sequence[Shard], batch_size: int) -> int:
     return rows // batch_size
 
 
+def left_over(shards: Sequence[Shard], batch_size: int) -> int:
+    """Texts at the end of a pass that fill no batch, which the pass leaves out; each pass other ones."""
+    return sum(shard.rows for shard in shards) - batches_in_pass(shards, batch_size) * batch_size
+
+
 def plan_visits(
     shards: Sequence[Shard], *, seed: int, batch_size: int, first_step: int, last_step: int
 ) -> Iterator[Visit]:
