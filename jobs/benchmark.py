@@ -5,23 +5,51 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+import logging
 import os
 import platform
 import sys
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from jasper_ray.benchmarks.losses import benchmark_losses, render
+from jasper_ray.benchmarks import distill, losses
+from jasper_ray.config import ConfigError
+from jasper_ray.recipe import load_recipe
+
+Records = list[dict[str, Any]]
 
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Measure us and a peer in turn on the same work.")
-    parser.add_argument("name", choices=["losses"], help="losses: the relative similarity against its matrix form")
-    parser.add_argument("--threads", type=int, default=1, help="torch's threads (default 1)")
-    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--output", type=Path, metavar="FILE.json", help="keep the figures, with machine and date")
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--output", type=Path, metavar="FILE.json", help="keep the figures, with machine and date")
+    named = parser.add_subparsers(dest="name", required=True, metavar="NAME")
+    of_losses = named.add_parser("losses", parents=[common], help="the relative similarity against its matrix form")
+    of_losses.add_argument("--threads", type=int, default=1, help="torch's threads (default 1)")
+    of_losses.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    of_losses.set_defaults(run=run_losses)
+    of_distill = named.add_parser("distill", parents=[common], help="our stage against sentence-transformers' way")
+    of_distill.add_argument("--recipe", default="quickstart", help="whose teachers, student and corpus (quickstart)")
+    of_distill.add_argument("--rows", type=int, default=6144, help="texts of the long runs (default 6144)")
+    of_distill.add_argument("--rounds", type=int, default=2, help="times each side runs (default 2)")
+    of_distill.add_argument("--threads", type=int, default=os.cpu_count(), help="of what has the machine to itself")
+    of_distill.set_defaults(run=run_distill)
     return parser.parse_args()
+
+
+def run_losses(options: argparse.Namespace) -> tuple[Records, Callable[[Records], str]]:
+    return losses.benchmark_losses(options.threads, options.device), losses.render
+
+
+def run_distill(options: argparse.Namespace) -> tuple[Records, Callable[[Records], str]]:
+    with tempfile.TemporaryDirectory() as folder:
+        recipe = load_recipe(options.recipe)
+        records = distill.benchmark_distill(recipe, options.rows, options.rounds, options.threads, Path(folder))
+    return records, distill.render
 
 
 def machine() -> dict[str, str]:
@@ -36,11 +64,18 @@ def machine() -> dict[str, str]:
 
 def main() -> None:
     options = arguments()
-    records = benchmark_losses(options.threads, options.device)
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s  %(message)s", datefmt="%H:%M:%S")
+    logging.getLogger("jasper_ray").setLevel(logging.INFO)
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    records, render = options.run(options)
     print(render(records))
     if options.output:
         options.output.write_text(json.dumps({**machine(), "records": records}, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

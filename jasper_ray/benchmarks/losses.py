@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from jasper_ray.benchmarks.table import table
 from jasper_ray.losses import count_comparisons, relative_similarity_loss
 from jasper_ray.losses.reference import matrix_relative_similarity
 
@@ -31,6 +32,7 @@ COMPARED = (32, 64, 128)
 ALONE = (256, 512, 1024, 2048)
 DIM = 384
 REPEATS = 5
+COLUMNS = ("batch", "comparisons", "ours_s", "matrix_s", "times_faster", "ours_mib", "matrix_mib", "relative_error")
 
 
 def benchmark_losses(threads: int, device: str) -> list[dict[str, Any]]:
@@ -114,13 +116,4 @@ def resident(figure: str) -> int:
 
 def render(records: list[dict[str, Any]]) -> str:
     """The records as a table."""
-    columns = ["batch", "comparisons", "ours_s", "matrix_s", "times_faster", "ours_mib", "matrix_mib", "relative_error"]
-    rows = [columns, *([cell(record.get(column)) for column in columns] for record in records)]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(columns))]
-    return "\n".join("  ".join(text.rjust(width) for text, width in zip(row, widths, strict=True)) for row in rows)
-
-
-def cell(value: float | int | None) -> str:
-    if value is None:
-        return "-"
-    return f"{value:,}" if isinstance(value, int) else f"{value:.3g}"
+    return table(records, COLUMNS)

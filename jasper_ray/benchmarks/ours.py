@@ -1,0 +1,187 @@
+"""Our side of the distilling benchmark: stages under Ray as a run has them, and each part alone in a plain loop.
+
+Every function here is called in a process of its own, and answers with what it timed inside.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+import uuid
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from jasper_ray.benchmarks.work import Work
+from jasper_ray.data import Shard
+from jasper_ray.data.order import Visit, plan_visits
+from jasper_ray.distill import write_start
+from jasper_ray.dry_run import least_resources
+from jasper_ray.pipelines.corpus import prepare_corpus
+from jasper_ray.pipelines.label import Labeller, LabelShard
+from jasper_ray.pipelines.session import ray_session
+from jasper_ray.pipelines.shards import Batch, ReadShard, ReadTargets, arrange
+from jasper_ray.pipelines.targets import TargetCache
+from jasper_ray.runs import StageFolder
+from jasper_ray.training.job import StageJob
+from jasper_ray.training.stage import run_stage, worker_environment
+
+if TYPE_CHECKING:
+    from jasper_ray.training.feed import Collate, MicroBatch
+
+WARM_UP_ROWS = 64
+"""Texts a lone teacher labels before its clock starts."""
+WARM_UP_STEPS = 2
+"""Steps a lone trainer makes before its clock starts."""
+
+
+def prepare(work: Work) -> dict[str, float]:
+    """The corpus and the student before training, for all sides; no side's time."""
+    with ray_session(*least_resources(work.recipe)):
+        prepare_corpus(work.recipe.corpus, work.corpus, work.recipe.seed)
+    write_start(work.recipe, work.start)
+    return {}
+
+
+def train_live(work: Work, rows: int, passes: int) -> dict[str, float]:
+    """A stage whose texts are labelled as it goes, no vector touching a disk."""
+    return train(work, rows, passes, tuple(None for _ in work.recipe.teachers))
+
+
+def train_cached(work: Work, rows: int, passes: int) -> dict[str, float]:
+    """The same stage with targets from the cache."""
+    return train(work, rows, passes, tuple(TargetCache(work.targets(t.name)) for t in work.recipe.teachers))
+
+
+def train(work: Work, rows: int, passes: int, caches: tuple[TargetCache | None, ...]) -> dict[str, float]:
+    """The stage, from starting Ray to the finished student; the share of its time that the trainer waited for texts."""
+    job = stage_job(work, rows * passes)
+    labeller = Labeller(work.recipe.teachers, caches, work.corpus)
+    with ray_session(*least_resources(work.recipe)):
+        run_stage(job, lambda step: labeller.stream(visits(work, rows, job, step), work.stage.micro_rows))
+    records = [json.loads(line) for line in job.folder.metrics.read_text(encoding="utf-8").splitlines()]
+    seconds = sum(record["seconds"] for record in records)
+    return {
+        "stepping_s": seconds,
+        "waiting_share": sum(record["wait_share"] * record["seconds"] for record in records) / seconds,
+        "last_loss": records[-1]["total"],
+    }
+
+
+def stage_job(work: Work, rows: int) -> StageJob:
+    """The stage over `rows` rows, in a folder of its own."""
+    return StageJob(
+        stage=work.stage,
+        start=work.start,
+        folder=StageFolder(work.folder / "stages" / uuid.uuid4().hex),
+        total_steps=rows // work.stage.batch_size,
+        target_parts=tuple((teacher.name, teacher.weight) for teacher in work.recipe.teachers),
+        dropout=work.recipe.student.dropout,
+        seed=work.recipe.seed,
+    )
+
+
+def visits(work: Work, rows: int, job: StageJob, first_step: int) -> list[Visit]:
+    plan = {"seed": work.recipe.seed, "batch_size": work.stage.batch_size}
+    return list(plan_visits(work.shards(rows), first_step=first_step, last_step=job.total_steps, **plan))
+
+
+def label_alone(work: Work, number: int, rows: int) -> dict[str, float]:
+    """One teacher with all threads; its vectors go into the cache once the clock has stopped."""
+    import torch
+
+    began = time.perf_counter()
+    teacher = work.recipe.teachers[number]
+    label = LabelShard(teacher, None)
+    torch.set_num_threads(work.threads)
+    read = ReadShard(work.corpus)
+    batches = [read(as_batch(whole(shard))) for shard in work.shards(rows)]
+    label({name: column[:WARM_UP_ROWS] for name, column in batches[0].items()})
+    ready = time.perf_counter()
+    labelled = [label(batch) for batch in batches]
+    seconds = time.perf_counter() - ready
+    cache = TargetCache(work.targets(teacher.name))
+    for batch in labelled:
+        cache.write(str(batch["shard"][0]), batch["id"].tolist(), batch[f"vector:{teacher.name}"])
+    return {"texts_per_s": rows / seconds, "start_up_s": ready - began}
+
+
+def train_alone(work: Work, rows: int, passes: int) -> dict[str, float]:
+    """The trainer's own loop with all threads, on targets that lie in memory; texts are tokenised beside it."""
+    began = time.perf_counter()
+    os.environ.update(worker_environment(on_gpu=False), **lone_rank())
+    import torch
+
+    from jasper_ray.training.feed import Collate
+    from jasper_ray.training.loop import Worker, choose_attention
+
+    torch.set_num_threads(work.threads)
+    job = stage_job(work, rows * passes)
+    device = torch.device("cpu")
+    choose_attention(device)
+    worker = Worker(job, device)
+    worker.engine.train()
+    settings = worker.card.max_length, work.stage.group_rows, worker.card.prompts, job.target_parts
+    stream = collated(Collate(worker.tokenizer, *settings), micro_batches(work, visits(work, rows, job, 0)))
+    warm_up = min(WARM_UP_STEPS, job.total_steps - 1)
+    for step in range(warm_up):
+        worker.step(step, stream)
+    ready = time.perf_counter()
+    for step in range(warm_up, job.total_steps):
+        worker.step(step, stream)
+    steps_per_s = (job.total_steps - warm_up) / (time.perf_counter() - ready)
+    torch.distributed.destroy_process_group()
+    return {"texts_per_s": steps_per_s * work.stage.batch_size, "start_up_s": ready - began}
+
+
+def lone_rank() -> dict[str, str]:
+    """What torch.distributed reads from the environment, for a world of one."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    return {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+
+
+def collated(collate: Collate, batches: Iterable[Batch]) -> Iterator[MicroBatch]:
+    """Micro-batches, the next one made in a thread while the last is trained on, as in a stage."""
+    with ThreadPoolExecutor(1) as thread:
+        following = None
+        for batch in batches:
+            ready, following = following, thread.submit(collate, batch)
+            if ready is not None:
+                yield ready.result()
+        if following is not None:
+            yield following.result()
+
+
+def micro_batches(work: Work, planned: Iterable[Visit]) -> list[Batch]:
+    """The labelled rows of the visits, in training order, a micro-batch each; shards hold whole micro-batches."""
+    rows = work.stage.micro_rows
+    blocks = [labelled_rows(work, visit) for visit in planned]
+    return [
+        {name: column[first : first + rows] for name, column in block.items()}
+        for block in blocks
+        for first in range(0, len(block["id"]), rows)
+    ]
+
+
+def labelled_rows(work: Work, visit: Visit) -> Batch:
+    """What a stage's pipeline makes of a visit, targets from the cache."""
+    batch = ReadShard(work.corpus)(as_batch(visit))
+    for teacher in work.recipe.teachers:
+        batch = ReadTargets(teacher.name, TargetCache(work.targets(teacher.name)))(batch)
+    return arrange(batch)
+
+
+def whole(shard: Shard) -> Visit:
+    return Visit(shard.file, shard.sha256, shard.rows, 0, 0, shard.rows, 0)
+
+
+def as_batch(visit: Visit) -> Batch:
+    """A visit as Ray Data hands it to `ReadShard`."""
+    return {name: np.array([value]) for name, value in asdict(visit).items()}
