@@ -37,7 +37,8 @@ def ray_session(cpus: float, gpus: float) -> Iterator[None]:
     else:
         logger.info("starting a local Ray")
         local = max(os.cpu_count() or 1, round(cpus + SPARE_CPUS + 1))
-        ray.init(num_cpus=local, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+        # "local", since Ray would otherwise join whatever cluster happens to run on this machine
+        ray.init("local", num_cpus=local, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     try:
         check_room(cpus + SPARE_CPUS, gpus)
         set_up_data(DataContext.get_current())
