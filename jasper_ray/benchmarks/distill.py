@@ -90,7 +90,7 @@ def benchmark_distill(recipe: Recipe, rows: int, rounds: int, threads: int, fold
 
 def measure_parts(work: Work, rows: int) -> list[dict[str, Any]]:
     """Each teacher and the trainer with the machine to themselves, and what they allow together on the same cores."""
-    parts = []
+    parts: list[dict[str, Any]] = []
     for number, name in enumerate(names(work.recipe)):
         logger.info("teacher %s alone", name)
         parts.append({"what": f"teacher {name} alone", **in_fresh_process(ours.label_alone, work, number, rows)})

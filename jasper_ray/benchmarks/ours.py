@@ -10,8 +10,9 @@ import os
 import socket
 import time
 import uuid
+from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
@@ -150,13 +151,13 @@ def lone_rank() -> dict[str, str]:
 def collated(collate: Collate, batches: Iterable[Batch]) -> Iterator[MicroBatch]:
     """Micro-batches, the next one made in a thread while the last is trained on, as in a stage."""
     with ThreadPoolExecutor(1) as thread:
-        following = None
+        waiting: deque[Future[MicroBatch]] = deque()
         for batch in batches:
-            ready, following = following, thread.submit(collate, batch)
-            if ready is not None:
-                yield ready.result()
-        if following is not None:
-            yield following.result()
+            waiting.append(thread.submit(collate, batch))
+            if len(waiting) > 1:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
 
 
 def micro_batches(work: Work, planned: Iterable[Visit]) -> list[Batch]:

@@ -39,10 +39,9 @@ def check_installed() -> None:
 def encode_and_train(work: Work, rows: int, passes: int) -> dict[str, float]:
     """Vectors of all teachers, then the training; the vectors stay for `train_again`."""
     quieten(work.threads)
-    texts, seconds = work.texts(rows), {}
-    columns = []
-    for teacher in work.recipe.teachers:
-        columns.append(encode(teacher, texts, seconds))
+    texts = work.texts(rows)
+    seconds: dict[str, float] = {}
+    columns = [encode(teacher, texts, seconds) for teacher in work.recipe.teachers]
     target_NE = np.concatenate(columns, axis=1) / np.sqrt(len(columns))
     np.save(stored(work, rows), target_NE)
     return {**seconds, **fit(work, texts, target_NE, passes)}

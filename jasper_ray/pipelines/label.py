@@ -66,9 +66,9 @@ class Labeller:
 def repartition_lightly(dataset: Dataset, block_rows: int) -> Dataset:
     """`dataset` in blocks of exactly `block_rows`, in order, by few tasks that reserve next to nothing.
 
-    Ray's own repartition reserves a whole processor a task, as many tasks as there are blocks, and offers no setting for
-    either. On a machine that teachers and trainers fill, it would run only after the last teacher, and the stream would
-    arrive all at once; were only the reservation lowered, a process would start for every block that waits.
+    Ray's own repartition reserves a whole processor a task, runs as many tasks as blocks wait, and offers no setting
+    for either. On a machine that teachers and trainers fill, it would run only after the last teacher, and the stream
+    would arrive all at once; were only the reservation lowered, a process would start for every block that waits.
     """
     blocks = dataset.repartition(target_num_rows_per_block=block_rows, strict=True)
     cut = blocks._logical_plan.dag
