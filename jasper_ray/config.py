@@ -20,6 +20,22 @@ class ConfigError(ValueError):
     """
 
 
+def for_the_user(error: BaseException | None) -> str | None:
+    """What the `ConfigError` inside an exception says, through the wrappers that Ray puts around it; None without one.
+
+    Ray raises an error of a worker as an object that is a `ConfigError` too, but whose text is a whole traceback; what
+    was said stands in its `cause`.
+    """
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        inner = getattr(error, "cause", None)
+        if isinstance(error, ConfigError) and inner is None:
+            return str(error).splitlines()[0]
+        error = inner or error.__cause__
+    return None
+
+
 class Settings(BaseModel):
     """A frozen pydantic model that refuses unknown keys; the docstring under a field is its help text."""
 

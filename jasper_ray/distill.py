@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,12 @@ import ray
 from ray.data import Dataset
 
 from jasper_ray.assets import locate
-from jasper_ray.config import fingerprint
+from jasper_ray.assets.identity import folder_digest
 from jasper_ray.data import Manifest, Shard
 from jasper_ray.data.checking import check_sources
 from jasper_ray.data.order import batches_in_pass, left_over, plan_visits
 from jasper_ray.dry_run import check_patterns, least_resources
-from jasper_ray.evaluation import Record, SetData, load, read_sets, render, save
+from jasper_ray.evaluation import Scoreboard, SetData, check_prompts, read_sets
 from jasper_ray.models.body import load_tokenizer
 from jasper_ray.models.folder import StudentCard, save_student
 from jasper_ray.models.student import build_student
@@ -30,7 +31,7 @@ from jasper_ray.pipelines.session import ray_session
 from jasper_ray.pipelines.targets import TargetCache
 from jasper_ray.recipe import Recipe, RidgeHeads, Stage
 from jasper_ray.runs import RunFolder, StageFolder, publish, stage_fingerprints
-from jasper_ray.teachers import Teacher
+from jasper_ray.teachers import described
 from jasper_ray.training.job import StageJob
 from jasper_ray.training.stage import run_stage
 
@@ -55,18 +56,27 @@ def distill(recipe: Recipe, folder: Path) -> Finished:
     """
     run = RunFolder(folder.absolute())
     sets = read_sets(recipe.evaluation.sets)
+    check_measuring(recipe, sets)
     check_sources(recipe.corpus)
     check_patterns(recipe)
     teachers = [described(teacher) for teacher in recipe.teachers]
-    run.open(recipe, teachers)
-    with ray_session(*least_resources(recipe)):
-        return Distillation(recipe, run, teachers, sets).finish()
+    run.open(teachers)
+    with run.locked(), ray_session(*least_resources(recipe)):
+        return Distillation(pinned(recipe, teachers), run, teachers, sets).finish()
 
 
-def described(teacher: Teacher) -> dict[str, Any]:
-    """What teachers.json says of a teacher."""
-    pinned = teacher.pinned()
-    return {"name": teacher.name, "weight": teacher.weight, "identity": fingerprint(pinned), **pinned}
+def check_measuring(recipe: Recipe, sets: Sequence[SetData]) -> None:
+    """Refuse sets that ask for prompts which the student or a teacher does not have: days later is too late."""
+    check_prompts(recipe.student.prompts, sets, "the student")
+    if recipe.evaluation.teachers:
+        for teacher in recipe.teachers:
+            check_prompts(teacher.prompts, sets, f"teacher {teacher.name!r}")
+
+
+def pinned(recipe: Recipe, teachers: Sequence[dict[str, Any]]) -> Recipe:
+    """The recipe with its teachers at the commits that were found."""
+    at_commits = (teacher.at(found["weights"]) for teacher, found in zip(recipe.teachers, teachers, strict=True))
+    return recipe.model_copy(update={"teachers": tuple(at_commits)})
 
 
 class Distillation:
@@ -80,7 +90,8 @@ class Distillation:
         self.manifest: Manifest = prepare_corpus(recipe.corpus, run.corpus, recipe.seed)
         for stage in recipe.stages:  # a corpus too small for a batch shows here, before a teacher is loaded
             batches_in_pass(self.manifest.train, stage.batch_size)
-        self.prints = stage_fingerprints(recipe, teachers, self.manifest.fingerprint)
+        run.keep_recipe(recipe)
+        self.prints = stage_fingerprints(recipe, teachers, self.manifest.fingerprint, base_weights(recipe))
         self.labeller = self.labeller_in(run.targets(recipe), teachers)
         self.scoreboard = Scoreboard(run.evaluation, sets)
         tell_corpus(self.manifest)
@@ -132,7 +143,7 @@ class Distillation:
         began = time.monotonic()
         job = self.job(stage, folder, start)
         tell_steps(stage, job.total_steps, self.manifest.train)
-        run_stage(job, lambda step: self.stream(stage, step, job.total_steps))
+        run_stage(job, partial(stream_rows, self.labeller, self.manifest.train, job))
         folder.mark_done()
         logger.info("%s  %d steps, %.0f s", stage.name, job.total_steps, time.monotonic() - began)
         return folder.student
@@ -148,22 +159,10 @@ class Distillation:
             seed=self.recipe.seed,
         )
 
-    def stream(self, stage: Stage, first_step: int, last_step: int) -> Dataset:
-        """The labelled rows of a stage from `first_step` on, in the blocks that its workers take in turn."""
-        visits = plan_visits(
-            self.manifest.train,
-            seed=self.recipe.seed,
-            batch_size=stage.batch_size,
-            first_step=first_step,
-            last_step=last_step,
-        )
-        return self.labeller.stream(list(visits), stage.micro_rows)
-
     def score(self, moment: str, student: Path) -> None:
         """Measure a student; its scores are kept beside it."""
-        kept = student.with_name(f"{student.name}-scores.json")
         self.scoreboard.take(
-            moment, kept, lambda: self.remote(measure_student, moment, student, self.heldout, *self.measuring)
+            moment, student, lambda: self.remote(measure_student, moment, student, self.heldout, *self.measuring)
         )
 
     def compare(self) -> None:
@@ -171,15 +170,20 @@ class Distillation:
         if self.recipe.evaluation.ridge and self.heldout:
             self.score("ridge", self.ridge())
         if self.recipe.evaluation.teachers and self.scoreboard.sets:
-            kept = self.run.path / "teachers-scores.json"
+            beside = self.run.path / "teachers"
             self.scoreboard.take(
-                "the teachers", kept, lambda: self.remote(measure_teachers, self.recipe.teachers, *self.measuring)
+                "the teachers", beside, lambda: self.remote(measure_teachers, self.recipe.teachers, *self.measuring)
             )
 
     @property
     def measuring(self) -> tuple[Sequence[SetData], int]:
         """What every measurement is told: the sets, and torch's threads."""
-        return self.scoreboard.sets, self.recipe.stages[0].torch_threads
+        return self.scoreboard.sets, self.threads
+
+    @property
+    def threads(self) -> int:
+        """Torch's threads for what runs instead of a training worker."""
+        return self.recipe.stages[0].torch_threads
 
     def ridge(self) -> Path:
         """The student before training with heads fitted to all training texts."""
@@ -187,11 +191,13 @@ class Distillation:
         if not (folder / "ridge").is_dir():
             logger.info("fitting heads to all training texts, to compare with")
             dataset = self.labeller.label_shards(self.manifest.train)
-            self.fit(folder / "random_heads", dataset, RidgeHeads(type="ridge").regularisation, folder / "ridge")
+            heads = self.recipe.heads_start
+            ridge = heads if isinstance(heads, RidgeHeads) else RidgeHeads(type="ridge")
+            self.fit(folder / "random_heads", dataset, ridge.regularisation, folder / "ridge")
         return folder / "ridge"
 
     def fit(self, start: Path, dataset: Dataset, regularisation: float, destination: Path) -> None:
-        self.remote(fit_heads, start, dataset, self.recipe.teachers, regularisation, destination)
+        self.remote(fit_heads, start, dataset, self.recipe.teachers, regularisation, destination, self.threads)
 
     def remote(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Call a function on the cluster, with what one training worker reserves."""
@@ -202,37 +208,28 @@ class Distillation:
         return ray.get(task.remote(*arguments))
 
 
-class Scoreboard:
-    """The run's scores, in the order they were taken; each model's are kept in a file, so that it is measured once."""
-
-    def __init__(self, path: Path, sets: Sequence[SetData]) -> None:
-        self.path = path
-        self.sets = sets
-        self.records: list[Record] = []
-
-    def take(self, what: str, kept: Path, measure: Callable[[], list[Record]]) -> None:
-        """Take in the scores in the file `kept`; measure first where it is missing or lacks one of the sets."""
-        records = load(kept) if kept.is_file() else []
-        if not records or not {record.set for record in records} >= {data.name for data in self.sets}:
-            logger.info("measuring %s", what)
-            records = measure()
-            save(records, kept)
-        self.records += records
-        save(self.records, self.path)
-
-    def table(self) -> str:
-        """Everything measured."""
-        return render(self.records)
-
-
 def write_start(recipe: Recipe, folder: Path) -> None:
     """The student with random heads."""
     body = recipe.student.body
-    tokenizer = load_tokenizer(locate(body.base, body.revision), body.revision, body.trust_remote_code)
+    tokenizer = load_tokenizer(locate(body.base, body.revision), body.revision)
     card = StudentCard(
         max_length=recipe.student.max_length, prompts=recipe.student.prompts, default_head=recipe.student.first_shown
     )
     save_student(build_student(recipe.student, recipe.seed), tokenizer, card, folder)
+
+
+def base_weights(recipe: Recipe) -> str | None:
+    """What identifies the weights that the body starts with where they lie in a folder, whose contents may change."""
+    body = recipe.student.body
+    location = Path(locate(body.base, body.revision))
+    return folder_digest(location) if location.is_dir() and not body.random_weights else None
+
+
+def stream_rows(labeller: Labeller, shards: Sequence[Shard], job: StageJob, first_step: int) -> Dataset:
+    """The labelled rows of a stage from `first_step` on, in the blocks that its workers take in turn."""
+    span = {"first_step": first_step, "last_step": job.total_steps}
+    visits = plan_visits(shards, seed=job.seed, batch_size=job.stage.batch_size, **span)
+    return labeller.stream(list(visits), job.stage.micro_rows)
 
 
 def first_rows(shards: Sequence[Shard], rows: int) -> list[Shard]:

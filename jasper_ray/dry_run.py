@@ -15,17 +15,20 @@ ADAM_BYTES = 8
 
 
 def check_patterns(recipe: Recipe) -> None:
-    """Refuse a stage whose patterns match nothing, or that trains a head its losses do not reach.
+    """Refuse a stage whose patterns match nothing, or that trains a head its losses do not reach, and heads that no
+    stage trains.
 
     Raises:
         ConfigError: names the stage and the pattern or head.
     """
     student = meta_student(recipe.student)
+    reached: set[int] = set()
     for number, stage in enumerate(recipe.stages):
         try:
             names = student.trainable_names(stage.train)
         except ConfigError as error:
             raise ConfigError(f"stages.{number}.{error}") from error
+        reached |= {dim for dim in stage.losses if f"heads.{dim}.weight" in names}
         named = {pattern for pattern in stage.train if pattern.startswith("heads.")}
         for dim in student.dims:
             explicit = any(fnmatch.fnmatch(f"heads.{dim}.weight", pattern) for pattern in named)
@@ -34,6 +37,12 @@ def check_patterns(recipe: Recipe) -> None:
                     f"stages.{number}.train: head {dim} is trained, but no loss of stage {stage.name!r} reaches it; "
                     "give it losses, or leave it out of train"
                 )
+    for dim in student.dims:
+        if dim not in reached:
+            raise ConfigError(
+                f"stages: no stage both trains head {dim} and gives it losses, so it would stay as it starts; "
+                f'add "heads.{dim}.*" to the train of a stage whose losses name it'
+            )
 
 
 def describe(recipe: Recipe) -> str:

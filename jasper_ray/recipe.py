@@ -130,12 +130,13 @@ class Stage(Settings):
                 f"stage {self.name!r}: batch_size {self.batch_size} is no multiple of micro_batch_size "
                 f"{self.micro_rows} x workers {self.workers} = {unit}; change one of the three"
             )
-        related = any(losses.relative_similarity for losses in self.losses.values())
-        if related and self.micro_rows * (self.workers if self.scope == "global" else 1) < 3:
-            raise ConfigError(
-                f"stage {self.name!r}: relative_similarity compares pairs of pairs and needs micro batches of "
-                "at least 3 texts; raise batch_size or micro_batch_size"
-            )
+        compared = self.micro_rows * (self.workers if self.scope == "global" else 1)
+        for loss, least in (("relative_similarity", 3), ("similarity", 2)):
+            if compared < least and any(getattr(losses, loss) for losses in self.losses.values()):
+                raise ConfigError(
+                    f"stage {self.name!r}: {loss} compares texts with each other and needs micro batches of at least "
+                    f"{least} texts; raise batch_size or micro_batch_size"
+                )
         return self
 
     @property

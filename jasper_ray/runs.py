@@ -13,19 +13,26 @@ runs/<name>/
 from __future__ import annotations
 
 import json
-import os
+import logging
 import shutil
-import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jasper_ray.config import ConfigError, fingerprint
-from jasper_ray.models.folder import whole_folder
-from jasper_ray.recipe import CachedTargets, Recipe, Stage, dump_recipe
+from filelock import FileLock, Timeout
 
-KEEPS_RESULT = {"checkpoint_every", "max_restarts", "cpus_per_worker", "gpus_per_worker", "threads"}
+from jasper_ray.config import ConfigError, fingerprint
+from jasper_ray.recipe import CachedTargets, Recipe, Stage, dump_recipe
+from jasper_ray.whole import whole_folder, write_text
+
+logger = logging.getLogger(__name__)
+
+KEEPS_RESULT = {
+    *("checkpoint_every", "max_restarts", "cpus_per_worker", "gpus_per_worker", "threads"),
+    *("group_rows", "gradient_checkpointing"),
+}
 """Settings of a stage that change how it runs and not what it makes."""
 
 
@@ -88,7 +95,7 @@ class RunFolder:
         """The folder of the stage with that fingerprint; number 0 is the student before training."""
         return StageFolder(self.path / "stages" / f"{number}-{name}-{print_}")
 
-    def open(self, recipe: Recipe, teachers: Sequence[dict[str, Any]]) -> None:
+    def open(self, teachers: Sequence[dict[str, Any]]) -> None:
         """Make the folder, or continue in it.
 
         Raises:
@@ -97,12 +104,37 @@ class RunFolder:
         self.check_teachers(teachers)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            write_text(self.path / "recipe.yaml", dump_recipe(recipe))
             write_text(self.pinned_teachers, as_json(list(teachers)))
         except OSError as error:
             raise ConfigError(
                 f"the run folder {str(self.path)!r} cannot be written ({error.strerror}); choose another with --run"
             ) from error
+
+    def keep_recipe(self, recipe: Recipe) -> None:
+        """Write down what runs here, once nothing speaks against it."""
+        write_text(self.path / "recipe.yaml", dump_recipe(recipe))
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep every other process out of an open folder; the lock goes with this process, however it ends.
+
+        Raises:
+            ConfigError: another process works here.
+        """
+        lock = FileLock(self.path / ".lock", timeout=0)
+        try:
+            lock.acquire()
+        except Timeout as error:
+            raise ConfigError(
+                f"another process is working in the run folder {str(self.path)!r}; wait for it, end it, or choose "
+                "another folder with --run"
+            ) from error
+        except (OSError, NotImplementedError) as error:
+            logger.warning("%s cannot be locked (%s): let only one process at a time work in it", self.path, error)
+        try:
+            yield
+        finally:
+            lock.release()
 
     @property
     def pinned_teachers(self) -> Path:
@@ -114,11 +146,16 @@ class RunFolder:
         if not place.is_file():
             return
         pinned = json.loads(place.read_text(encoding="utf-8"))
-        if pinned != list(teachers):
+        if [decisive(t) for t in pinned] != [decisive(t) for t in teachers]:
             raise ConfigError(
                 f"{str(place)!r} says this run's targets come from {difference(pinned, teachers)}; "
                 "choose another run folder with --run, or restore the recipe's teachers"
             )
+
+
+def decisive(teacher: dict[str, Any]) -> dict[str, Any]:
+    """What must not change of a teacher; its size follows from the rest, whether the recipe tells it or not."""
+    return {key: value for key, value in teacher.items() if key != "dim"}
 
 
 def difference(pinned: Sequence[dict[str, Any]], now: Sequence[dict[str, Any]]) -> str:
@@ -126,15 +163,21 @@ def difference(pinned: Sequence[dict[str, Any]], now: Sequence[dict[str, Any]]) 
     if [t["name"] for t in pinned] != [t["name"] for t in now]:
         return f"{', '.join(t['name'] for t in pinned)}, but the recipe now names {', '.join(t['name'] for t in now)}"
     for before, after in zip(pinned, now, strict=True):
-        keys = [key for key in {**before, **after} if key != "identity"]  # which says that they differ, and not in what
+        # the identity comes last: it says that they differ, and not in what
+        keys = [key for key in decisive({**before, **after}) if key != "identity"]
         for key in [*keys, "identity"]:
             if before.get(key) != after.get(key):
                 return f"{before['name']} with {key} {before.get(key)!r}, but the recipe now gives {after.get(key)!r}"
     raise AssertionError("the two lists are equal")
 
 
-def stage_fingerprints(recipe: Recipe, teachers: Sequence[dict[str, Any]], corpus: str) -> list[str]:
-    """One fingerprint for the student before training and one for each stage; each covers all that came before it."""
+def stage_fingerprints(
+    recipe: Recipe, teachers: Sequence[dict[str, Any]], corpus: str, base: str | None = None
+) -> list[str]:
+    """One fingerprint for the student before training and one for each stage; each covers all that came before it.
+
+    `corpus` identifies the texts, `base` the weights that the student's body starts with where they lie in a folder.
+    """
     prints = [
         fingerprint(
             {
@@ -143,6 +186,7 @@ def stage_fingerprints(recipe: Recipe, teachers: Sequence[dict[str, Any]], corpu
                 "seed": recipe.seed,
                 "teachers": list(teachers),
                 "corpus": corpus,
+                "base": base,
             }
         )
     ]
@@ -159,13 +203,3 @@ def publish(source: Path, destination: Path) -> None:
 
 def as_json(value: Any) -> str:
     return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    staging = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-    try:
-        staging.write_text(text, encoding="utf-8")
-        os.replace(staging, path)
-    finally:
-        staging.unlink(missing_ok=True)

@@ -8,7 +8,6 @@ again (arXiv 2412.19048, section 2.1). Its Gram matrix is then the weighted mean
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,8 +18,7 @@ import torch
 from pydantic import Discriminator, Field, Tag, model_validator
 from torch import Tensor
 
-from jasper_ray.assets import locate
-from jasper_ray.assets.cache import MARKER
+from jasper_ray.assets.identity import weights_identity
 from jasper_ray.config import ConfigError, Settings, fingerprint
 from jasper_ray.encoders import Dtype, Encoder, HashEncoder, load_sentence_transformer
 from jasper_ray.encoders.base import known_dim
@@ -66,6 +64,8 @@ class TeacherBase(Settings):
     """Keep only the first so many dimensions (for teachers trained to allow it), normalised again."""
     prompt: str = ""
     """Text put before every text whose source names no prompt."""
+    suffix: str = ""
+    """Text put after every text, such as an end-of-text token that the model's card asks for."""
     prompts: dict[str, str] = Field(default_factory=dict)
     """This teacher's text for each prompt name that a corpus source uses; without an entry the text goes in bare."""
     pool: ActorPool = ActorPool()
@@ -83,6 +83,11 @@ class TeacherBase(Settings):
         """What this teacher reads before a text of a source with that prompt."""
         return self.prompt if prompt_name is None else self.prompts.get(prompt_name, "")
 
+    @property
+    def prompt_texts(self) -> dict[str, str]:
+        """Every text it reads before another, by itself: its model is told them by that name."""
+        return {text: text for text in ("", self.prompt, *self.prompts.values())}
+
 
 class SentenceTransformerTeacher(TeacherBase):
     """A sentence-transformers model as teacher."""
@@ -91,9 +96,11 @@ class SentenceTransformerTeacher(TeacherBase):
     model: str
     """Hub id, local folder or shipped asset (`pypi:all-mpnet-base-v2`)."""
     revision: str | None = None
-    """Commit of a hub id. A run pins the commit it found when none is given."""
+    """Commit of a hub id. A run pins the commit that it found when none is given."""
     dim: int | None = Field(default=None, gt=0)
     """Size of its vectors, checked when it is loaded; known sizes let a recipe be checked with nothing downloaded."""
+    head: int | None = Field(default=None, gt=0)
+    """For models that carry several dense layers, as Stella's do: the one in the folder `2_Dense_<head>`."""
     max_length: int | None = Field(default=None, gt=0)
     """Tokens a text is cut to; the model's own limit when left out."""
     dtype: Dtype = "float32"
@@ -101,7 +108,8 @@ class SentenceTransformerTeacher(TeacherBase):
     batch_size: int = Field(default=32, gt=0)
     """Rows in one forward pass. A shard's rows are sorted by length first."""
     trust_remote_code: bool = False
-    """Run modelling code that comes with this model. Off unless this recipe says so for this model."""
+    """Run modelling code that comes with this model. Off unless this recipe says so for this model, and for a hub id
+    only with the full commit as `revision`: the code that was read is then the code that runs."""
 
     @model_validator(mode="before")
     @classmethod
@@ -110,12 +118,31 @@ class SentenceTransformerTeacher(TeacherBase):
             return {**data, "name": folder_name(re.split(r"[/:]", data["model"].rstrip("/"))[-1])}
         return data
 
+    @model_validator(mode="after")
+    def _remote_code_is_pinned(self) -> SentenceTransformerTeacher:
+        here = ":" in self.model or Path(self.model).is_dir()
+        if self.trust_remote_code and not here and not re.fullmatch(r"[0-9a-f]{40}", self.revision or ""):
+            raise ConfigError(
+                f"trust_remote_code runs the code that comes with {self.model!r}, which its authors can change; "
+                "give revision: the full commit (40 hex digits) whose code you have read"
+            )
+        return self
+
     @property
     def size(self) -> int | None:
         return self.truncate or self.dim
 
+    def at(self, weights: str) -> SentenceTransformerTeacher:
+        """This teacher with what `weights_identity` found pinned, so that every process of a run loads the same."""
+        kind, _, commit = weights.partition(":")
+        return self.model_copy(update={"revision": commit}) if kind == "commit" else self
+
     def load(self, device: str | None = None) -> Encoder:
-        """The model, loaded; heavy."""
+        """The model, loaded; heavy.
+
+        Raises:
+            ConfigError: nothing loads from there.
+        """
         return load_sentence_transformer(
             self.model,
             self.revision,
@@ -123,8 +150,9 @@ class SentenceTransformerTeacher(TeacherBase):
             dtype=self.dtype,
             max_length=self.max_length,
             batch_size=self.batch_size,
-            prompts={},
+            prompts=self.prompt_texts,
             trust_remote_code=self.trust_remote_code,
+            head=self.head,
         )
 
     def pinned(self) -> dict[str, Any]:
@@ -145,11 +173,17 @@ class HashTeacher(TeacherBase):
     def size(self) -> int | None:
         return self.truncate or self.dim
 
+    def at(self, weights: str) -> HashTeacher:
+        """Itself: it has no weights."""
+        return self
+
     def load(self, device: str | None = None) -> Encoder:
-        return HashEncoder(self.dim)
+        """The encoder; light."""
+        return HashEncoder(self.dim, self.prompt_texts)
 
     def pinned(self) -> dict[str, Any]:
-        return self.model_dump(mode="json", exclude={"name", "weight", "pool"})
+        """What decides its vectors."""
+        return {**self.model_dump(mode="json", exclude={"name", "weight", "pool"}), "weights": "none"}
 
 
 def teacher_kind(value: Any) -> str:
@@ -164,51 +198,11 @@ Teacher = Annotated[
 """Any kind of teacher; `type` picks it, a sentence-transformers model when left out."""
 
 
-DECISIVE = {".safetensors", ".json", ".txt", ".model", ".py"}
-"""Suffixes of the files that decide a model's vectors."""
-
-
-def identity(teacher: Teacher) -> str:
-    """Twelve hex digits: teachers of equal identity give equal vectors, so a cache of one serves the other."""
-    return fingerprint(teacher.pinned())
-
-
-def weights_identity(model: str, revision: str | None) -> str:
-    """`sha256:…` over the files of a local model, or `commit:…` of a hub id."""
-    location = Path(locate(model, revision))
-    if location.is_dir():
-        return f"sha256:{folder_digest(location)}"
-    return f"commit:{hub_commit(model, revision)}"
-
-
-def folder_digest(folder: Path) -> str:
-    """sha256 over the names and bytes of the files that decide a model's vectors."""
-    digest = hashlib.sha256()
-    files = [path for path in folder.rglob("*") if path.suffix in DECISIVE and path.name != MARKER]
-    if not any(path.suffix == ".safetensors" for path in files):
-        raise ConfigError(f"{str(folder)!r} has no .safetensors weights; give a whole model folder")
-    for path in sorted(files):
-        digest.update(path.relative_to(folder).as_posix().encode())
-        with path.open("rb") as file:
-            for block in iter(lambda: file.read(1 << 22), b""):
-                digest.update(block)
-    return digest.hexdigest()
-
-
-def hub_commit(model: str, revision: str | None) -> str:
-    """The commit that `revision` of a hub id stands for now."""
-    if revision and re.fullmatch(r"[0-9a-f]{40}", revision):
-        return revision
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
-
-    try:
-        return str(HfApi().model_info(model, revision=revision).sha)
-    except (HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, OSError) as error:
-        raise ConfigError(
-            f"{model!r} is neither a local folder nor reachable on the hub ({type(error).__name__}); "
-            "check the name, or give the folder that holds it"
-        ) from error
+def described(teacher: Teacher) -> dict[str, Any]:
+    """What teachers.json says of a teacher. Teachers of equal `identity` give equal vectors."""
+    pinned = teacher.pinned()
+    known = {"name": teacher.name, "weight": teacher.weight, "dim": teacher.size}
+    return {**known, "identity": fingerprint(pinned), **pinned}
 
 
 def folder_name(text: str) -> str:
@@ -266,20 +260,28 @@ class TeacherEncoder:
         return (self.teacher.truncate or self.model.dims[0],)
 
     def encode(self, texts: Sequence[str], prompt_name: str | None = None, dim: int | None = None) -> np.ndarray:
+        """See `Encoder.encode`."""
         known_dim(self.dims, dim)
         return self.encode_mixed(texts, [prompt_name] * len(texts))
 
     def encode_heads(self, texts: Sequence[str], prompt_name: str | None = None) -> dict[int, np.ndarray]:
+        """See `Encoder.encode_heads`."""
         return {self.dims[0]: self.encode(texts, prompt_name)}
 
     def encode_mixed(self, texts: Sequence[str], prompt_names: Sequence[str | None]) -> np.ndarray:
         """Unit vectors `[B, D]` of texts that each have their own prompt name, or none."""
-        prompted = [self.teacher.prompt_text(name) + text for text, name in zip(texts, prompt_names, strict=True)]
-        vectors_BD = self.model.encode(prompted)
-        check_vectors(vectors_BD, texts, self.teacher.name, getattr(self.teacher, "dim", None))
-        return (
-            vectors_BD if self.teacher.truncate is None else cut(vectors_BD, self.teacher.truncate, self.teacher.name)
-        )
+        prompts = [self.teacher.prompt_text(name) for name in prompt_names]
+        vectors_BD = np.empty((len(texts), self.model.dims[0]), np.float32)
+        for prompt in sorted(set(prompts)):
+            rows = [row for row, own in enumerate(prompts) if own == prompt]
+            read = [texts[row] + self.teacher.suffix for row in rows]
+            part_ND = self.model.encode(read, prompt)
+            check_vectors(part_ND, read, self.teacher.name, getattr(self.teacher, "dim", None))
+            vectors_BD[rows] = part_ND
+        if self.teacher.truncate is not None:
+            vectors_BD = cut(vectors_BD, self.teacher.truncate, self.teacher.name)
+            check_vectors(vectors_BD, texts, self.teacher.name, self.teacher.truncate)
+        return vectors_BD
 
 
 class Together:
@@ -287,18 +289,20 @@ class Together:
 
     def __init__(self, teachers: Sequence[TeacherEncoder]) -> None:
         self.teachers = teachers
-        self.prompts = {name: "" for teacher in teachers for name in teacher.prompts}
+        self.prompts = {name: text for teacher in teachers for name, text in teacher.prompts.items()}
 
     @property
     def dims(self) -> tuple[int, ...]:
         return (sum(teacher.dims[0] for teacher in self.teachers),)
 
     def encode(self, texts: Sequence[str], prompt_name: str | None = None, dim: int | None = None) -> np.ndarray:
+        """See `Encoder.encode`."""
         known_dim(self.dims, dim)
         columns = [torch.from_numpy(teacher.encode(texts, prompt_name)) for teacher in self.teachers]
         return fuse(columns, [teacher.teacher.weight for teacher in self.teachers]).numpy()
 
     def encode_heads(self, texts: Sequence[str], prompt_name: str | None = None) -> dict[int, np.ndarray]:
+        """See `Encoder.encode_heads`."""
         return {self.dims[0]: self.encode(texts, prompt_name)}
 
 

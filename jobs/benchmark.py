@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
-import logging
 import os
 import platform
 import sys
@@ -16,8 +15,8 @@ from typing import Any
 
 import torch
 
+from jasper_ray import command
 from jasper_ray.benchmarks import distill, losses
-from jasper_ray.config import ConfigError
 from jasper_ray.recipe import load_recipe
 
 Records = list[dict[str, Any]]
@@ -64,9 +63,6 @@ def machine() -> dict[str, str]:
 
 def main() -> None:
     options = arguments()
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s  %(message)s", datefmt="%H:%M:%S")
-    logging.getLogger("jasper_ray").setLevel(logging.INFO)
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     records, render = options.run(options)
     print(render(records))
     if options.output:
@@ -74,8 +70,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    command.run(main)

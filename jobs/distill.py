@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import logging
-import os
-import sys
 from pathlib import Path
 
-from jasper_ray.config import ConfigError
+from jasper_ray import command
 
 RECIPES = Path(__file__).resolve().parent / "recipes"
 
@@ -29,16 +26,8 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def show_progress() -> None:
-    """Our lines on stderr, and no bars of the libraries between them."""
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s  %(message)s", datefmt="%H:%M:%S")
-    logging.getLogger("jasper_ray").setLevel(logging.INFO)
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-
-
 def main() -> None:
     options = arguments()
-    show_progress()
     from jasper_ray.evaluation import load_sets  # torch, Ray and the models' libraries take seconds: not for --help
     from jasper_ray.recipe import load_recipe, with_sets
 
@@ -57,8 +46,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    command.run(main)

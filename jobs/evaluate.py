@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from jasper_ray.config import ConfigError
+from jasper_ray import command
 
 SETS = """
 a list of sets; their paths count from the folder of the list:
@@ -53,8 +53,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    command.run(main)

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from jasper_ray.assets import locate
 from jasper_ray.data import load_manifest
-from jasper_ray.data.order import batches_in_pass, plan_visits
-from jasper_ray.distill import write_start
+from jasper_ray.data.order import batches_in_pass
+from jasper_ray.distill import stream_rows, write_start
 from jasper_ray.pipelines.corpus import prepare_corpus
 from jasper_ray.pipelines.label import Labeller
 from jasper_ray.recipe import Recipe, Stage, parse_recipe
 from jasper_ray.runs import StageFolder
+from jasper_ray.teachers import Teacher
 from jasper_ray.training.job import StageJob
 from jasper_ray.training.stage import run_stage
 
@@ -79,8 +81,9 @@ class SmallRun:
         self.start = folder / "start"
         write_start(self.recipe, self.start)
 
-    def train(self, name: str, **settings: Any) -> StageFolder:
+    def train(self, name: str, teachers: tuple[Teacher, ...] | None = None, **settings: Any) -> StageFolder:
         """Run one stage and return its folder."""
+        teachers = teachers or self.recipe.teachers
         chosen = Stage.model_validate(stage(name, **settings))
         folder = StageFolder(self.folder / "stages" / name)
         shards = load_manifest(self.corpus).train
@@ -89,15 +92,12 @@ class SmallRun:
             start=self.start,
             folder=folder,
             total_steps=chosen.total_steps(batches_in_pass(shards, chosen.batch_size)),
-            target_parts=tuple((teacher.name, teacher.weight) for teacher in self.recipe.teachers),
+            target_parts=tuple((teacher.name, teacher.weight) for teacher in teachers),
             dropout=0.0,
             seed=self.recipe.seed,
         )
-        labeller = Labeller(self.recipe.teachers, (None, None), self.corpus)
-        plan = {"seed": self.recipe.seed, "batch_size": chosen.batch_size, "last_step": job.total_steps}
-        run_stage(
-            job, lambda step: labeller.stream(list(plan_visits(shards, first_step=step, **plan)), chosen.micro_rows)
-        )
+        labeller = Labeller(teachers, (None,) * len(teachers), self.corpus)
+        run_stage(job, partial(stream_rows, labeller, shards, job))
         return folder
 
 

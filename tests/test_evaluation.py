@@ -18,7 +18,19 @@ from sklearn.metrics import ndcg_score
 
 from jasper_ray.config import ConfigError
 from jasper_ray.encoders import HashEncoder
-from jasper_ray.evaluation import Record, Score, agreement, evaluate, label, load, load_sets, read_sets, render, save
+from jasper_ray.evaluation import (
+    Record,
+    Score,
+    Scoreboard,
+    agreement,
+    evaluate,
+    label,
+    load,
+    load_sets,
+    read_sets,
+    render,
+    save,
+)
 from jasper_ray.evaluation.agreement import pair_order
 from jasper_ray.evaluation.metrics import ndcg, spearman
 from jasper_ray.evaluation.reading import PairData, RetrievalData
@@ -345,6 +357,25 @@ def test_a_query_prompt_goes_before_queries_alone_and_only_where_the_model_has_p
         evaluate(encoder, sets)
     assert [prompt for prompt, _ in prompted.calls] == [None, "s2p_query"]
     assert [prompt for prompt, _ in bare.calls] == [prompt for prompt, _ in empty.calls] == [None]
+
+
+def test_kept_scores_belong_to_the_contents_of_their_sets(tmp_path: Path) -> None:
+    listed = write_sets(tmp_path, write_beir(tmp_path))
+    encoder = CountingEncoder()
+
+    def take() -> int:
+        """Calls of the encoder so far, once a scoreboard of the sets as they are now has the student's scores."""
+        sets = read_sets(load_sets(listed))
+        board = Scoreboard(tmp_path / "all.json", sets)
+        board.take("start", tmp_path / "student", lambda: label("start", evaluate(encoder, sets)))
+        assert load(tmp_path / "all.json") == board.records != []
+        return len(encoder.calls)
+
+    first = take()
+    assert take() == first
+    judged = tmp_path / "test.tsv"
+    judged.write_text(judged.read_text().replace("q3\td1\t0", "q3\td1\t1"))
+    assert take() == 2 * first
 
 
 def test_an_unknown_prompt_or_head_is_told_before_anything_is_encoded(tmp_path: Path) -> None:

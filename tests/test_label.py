@@ -8,20 +8,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import ray
 from ray.data import DataContext, ExecutionOptions
 from small_run import recipe_values
 
+from jasper_ray.config import ConfigError
 from jasper_ray.data import Manifest, read_shard
 from jasper_ray.data.order import plan_visits, row_order
 from jasper_ray.encoders import HashEncoder
 from jasper_ray.pipelines.corpus import prepare_corpus
 from jasper_ray.pipelines.label import Labeller, collect
-from jasper_ray.pipelines.session import ray_session
+from jasper_ray.pipelines.session import plain_errors, ray_session
 from jasper_ray.pipelines.targets import TargetCache
 from jasper_ray.recipe import parse_recipe
 from jasper_ray.teachers import SentenceTransformerTeacher
-from jasper_ray.training.stage import for_the_user
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +79,6 @@ def test_a_teacher_that_breaks_its_word_is_told_by_name_through_all_of_rays_wrap
     pool = labeller.teachers[0].pool
     teachers = (SentenceTransformerTeacher(name="short", model="pypi:all-MiniLM-L6-v2", dim=100, pool=pool),)
     wrong = replace(labeller, teachers=teachers, caches=(None,))
-    with pytest.raises(ray.exceptions.RayTaskError) as caught:
+    with pytest.raises(ConfigError) as caught, plain_errors():
         list(wrong.label_shards(manifest.train).iter_batches(batch_size=None))
-    assert "teacher 'short' returned vectors of size 384, but dim says 100" in (for_the_user(caught.value) or "")
+    assert str(caught.value) == "teacher 'short' returned vectors of size 384, but dim says 100; mend dim"

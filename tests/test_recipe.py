@@ -81,6 +81,11 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
     ("unknown targets", {"targets": {"type": "stored"}}, r"targets: .*'live', 'cached'"),
     ("batch does not divide", {"stages.0.micro_batch_size": 5}, r"stage 'first': batch_size 16 is no multiple"),
     ("too small for relations", {"stages.0.micro_batch_size": 2}, r"stage 'first': .*at least 3 texts"),
+    (
+        "too small for similarity",
+        {"stages.0.micro_batch_size": 1, "stages.0.losses": {48: {"similarity": 1}}},
+        r"stage 'first': similarity .*at least 2 texts",
+    ),
     ("steps and passes", {"stages.0.passes": 1}, r"stage 'first': give either steps or passes"),
     ("untrained head", {"student.heads": [48, 16, 8]}, r"student\.heads: no stage's losses train head 8"),
     ("unknown head", {"stages.1.losses": {47: LOSSES}}, r"stage 'second': losses names head 47"),
@@ -136,6 +141,13 @@ def changed(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 def test_patterns_are_checked_before_anything_starts(values: dict[str, Any], patterns: list[str], message: str) -> None:
     values["stages"][1] |= {"train": patterns, "losses": {48: LOSSES}}
     with pytest.raises(ConfigError, match=message):
+        check_patterns(parse_recipe(values, "test"))
+
+
+def test_a_head_that_only_frozen_stages_reach_is_refused(values: dict[str, Any]) -> None:
+    for one in values["stages"]:
+        one["train"] = ["heads.48.*", "body.*"]
+    with pytest.raises(ConfigError, match=r"no stage both trains head 16 and gives it losses"):
         check_patterns(parse_recipe(values, "test"))
 
 

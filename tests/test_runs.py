@@ -12,7 +12,8 @@ from small_run import recipe_values, stage
 
 from jasper_ray.config import ConfigError
 from jasper_ray.recipe import Recipe, parse_recipe
-from jasper_ray.runs import RunFolder, StageFolder, publish, stage_fingerprints, write_text
+from jasper_ray.runs import RunFolder, StageFolder, publish, stage_fingerprints
+from jasper_ray.whole import write_text
 
 TEACHERS: list[dict[str, Any]] = [
     {"name": "a", "weight": 1.0, "identity": "aaaa", "prompt": "", "dim": 32},
@@ -94,8 +95,9 @@ def test_a_changed_beginning_changes_everything(values: dict[str, Any]) -> None:
 
 def test_a_run_folder_says_what_runs_in_it(values: dict[str, Any], tmp_path: Path) -> None:
     run = RunFolder(tmp_path / "below" / "run")
-    run.open(recipe(values), TEACHERS)
-    run.open(recipe(values), TEACHERS)
+    run.open(TEACHERS)
+    run.open(TEACHERS)
+    run.keep_recipe(recipe(values))
     assert parse_recipe(yaml.safe_load((run.path / "recipe.yaml").read_text()), "run") == recipe(values)
     assert json.loads((run.path / "teachers.json").read_text()) == TEACHERS
     assert {path.name for path in run.path.iterdir()} == {"recipe.yaml", "teachers.json"}
@@ -115,24 +117,43 @@ def test_a_run_folder_says_what_runs_in_it(values: dict[str, Any], tmp_path: Pat
             r"come from a with weight 1\.0, but the recipe now gives 2\.0;",
         ),
         ([{**TEACHERS[0], "identity": "cccc"}, TEACHERS[1]], r"come from a with identity 'aaaa', .* gives 'cccc';"),
-        ([{**TEACHERS[0], "truncate": 8}, TEACHERS[1]], r"come from a with truncate None, but the recipe now gives 8;"),
+        (
+            [{**TEACHERS[0], "dim": None, "truncate": 8}, TEACHERS[1]],
+            r"come from a with truncate None, but the recipe now gives 8;",
+        ),
     ],
 )
 def test_a_run_does_not_continue_with_other_teachers(
     values: dict[str, Any], tmp_path: Path, now: list[dict[str, Any]], message: str
 ) -> None:
     run = RunFolder(tmp_path / "run")
-    run.open(recipe(values), TEACHERS)
+    run.open(TEACHERS)
     written = {path.name: path.read_bytes() for path in run.path.iterdir()}
     with pytest.raises(ConfigError, match=rf"teachers\.json' says this run's targets {message}"):
-        run.open(recipe({**values, "seed": 99}), now)
+        run.open(now)
     assert {path.name: path.read_bytes() for path in run.path.iterdir()} == written
+
+
+def test_a_size_that_the_recipe_tells_only_now_is_no_other_teacher(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "run")
+    run.open([{**teacher, "dim": None} for teacher in TEACHERS])
+    run.open(TEACHERS)
+
+
+def test_one_process_at_a_time_works_in_a_run(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "run")
+    run.open(TEACHERS)
+    refused = pytest.raises(ConfigError, match="another process is working in the run folder")
+    with run.locked(), refused, run.locked():
+        pass
+    with run.locked():
+        pass
 
 
 def test_a_folder_that_cannot_be_written_is_told(values: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match=r"run folder '.*/file/run' cannot be written \(Not a directory\); .* --run"):
-        RunFolder(tmp_path / "file" / "run").open(recipe(values), TEACHERS)
+        RunFolder(tmp_path / "file" / "run").open(TEACHERS)
 
 
 def test_targets_lie_in_the_run_unless_the_recipe_shares_them(values: dict[str, Any], tmp_path: Path) -> None:

@@ -83,6 +83,13 @@ def test_plain_sentence_transformers_gives_the_head_that_modules_json_names(
     np.testing.assert_allclose(load_student(folder).encode(TEXTS, prompt, dim=dim), theirs, atol=1e-5)
 
 
+def test_as_a_teacher_it_gives_the_head_that_is_asked_for(folder: Path) -> None:
+    found = load_sentence_transformer(str(folder), device="cpu", head=96).encode(TEXTS)
+    np.testing.assert_allclose(found, load_student(folder).encode(TEXTS, dim=96), atol=1e-5)
+    with pytest.raises(ConfigError, match="has no dense layer 2_Dense_97"):
+        load_sentence_transformer(str(folder), device="cpu", head=97)
+
+
 def test_the_folder_has_one_dense_module_a_head(folder: Path) -> None:
     names = {path.name for path in folder.iterdir()}
     assert {"modules.json", "model.safetensors", "config.json", "1_Pooling", "2_Dense_96", "2_Dense_32"} <= names

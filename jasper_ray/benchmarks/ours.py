@@ -10,18 +10,17 @@ import os
 import socket
 import time
 import uuid
-from collections import deque
-from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from functools import partial
 
 import numpy as np
 
 from jasper_ray.benchmarks.work import Work
 from jasper_ray.data import Shard
+from jasper_ray.data.columns import vector_column
 from jasper_ray.data.order import Visit, plan_visits
-from jasper_ray.distill import write_start
+from jasper_ray.distill import stream_rows, write_start
 from jasper_ray.dry_run import least_resources
 from jasper_ray.pipelines.corpus import prepare_corpus
 from jasper_ray.pipelines.label import Labeller, LabelShard
@@ -31,9 +30,6 @@ from jasper_ray.pipelines.targets import TargetCache
 from jasper_ray.runs import StageFolder
 from jasper_ray.training.job import StageJob
 from jasper_ray.training.stage import run_stage, worker_environment
-
-if TYPE_CHECKING:
-    from jasper_ray.training.feed import Collate, MicroBatch
 
 WARM_UP_ROWS = 64
 """Texts a lone teacher labels before its clock starts."""
@@ -64,7 +60,7 @@ def train(work: Work, rows: int, passes: int, caches: tuple[TargetCache | None, 
     job = stage_job(work, rows * passes)
     labeller = Labeller(work.recipe.teachers, caches, work.corpus)
     with ray_session(*least_resources(work.recipe)):
-        run_stage(job, lambda step: labeller.stream(visits(work, rows, job, step), work.stage.micro_rows))
+        run_stage(job, partial(stream_rows, labeller, work.shards(rows), job))
     records = [json.loads(line) for line in job.folder.metrics.read_text(encoding="utf-8").splitlines()]
     seconds = sum(record["seconds"] for record in records)
     return {
@@ -87,11 +83,6 @@ def stage_job(work: Work, rows: int) -> StageJob:
     )
 
 
-def visits(work: Work, rows: int, job: StageJob, first_step: int) -> list[Visit]:
-    plan = {"seed": work.recipe.seed, "batch_size": work.stage.batch_size}
-    return list(plan_visits(work.shards(rows), first_step=first_step, last_step=job.total_steps, **plan))
-
-
 def label_alone(work: Work, number: int, rows: int) -> dict[str, float]:
     """One teacher with all threads; its vectors go into the cache once the clock has stopped."""
     import torch
@@ -108,7 +99,7 @@ def label_alone(work: Work, number: int, rows: int) -> dict[str, float]:
     seconds = time.perf_counter() - ready
     cache = TargetCache(work.targets(teacher.name))
     for batch in labelled:
-        cache.write(str(batch["shard"][0]), batch["id"].tolist(), batch[f"vector:{teacher.name}"])
+        cache.write(str(batch["shard"][0]), batch["id"].tolist(), batch[vector_column(teacher.name)])
     return {"texts_per_s": rows / seconds, "start_up_s": ready - began}
 
 
@@ -118,7 +109,6 @@ def train_alone(work: Work, rows: int, passes: int) -> dict[str, float]:
     os.environ.update(worker_environment(on_gpu=False), **lone_rank())
     import torch
 
-    from jasper_ray.training.feed import Collate
     from jasper_ray.training.loop import Worker, choose_attention
 
     torch.set_num_threads(work.threads)
@@ -127,8 +117,8 @@ def train_alone(work: Work, rows: int, passes: int) -> dict[str, float]:
     choose_attention(device)
     worker = Worker(job, device)
     worker.engine.train()
-    settings = worker.card.max_length, work.stage.group_rows, worker.card.prompts, job.target_parts
-    stream = collated(Collate(worker.tokenizer, *settings), micro_batches(work, visits(work, rows, job, 0)))
+    plan = {"seed": job.seed, "batch_size": work.stage.batch_size, "first_step": 0, "last_step": job.total_steps}
+    stream = worker.micro_batches(iter(micro_batches(work, plan_visits(work.shards(rows), **plan))))
     warm_up = min(WARM_UP_STEPS, job.total_steps - 1)
     for step in range(warm_up):
         worker.step(step, stream)
@@ -146,18 +136,6 @@ def lone_rank() -> dict[str, str]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     return {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-
-
-def collated(collate: Collate, batches: Iterable[Batch]) -> Iterator[MicroBatch]:
-    """Micro-batches, the next one made in a thread while the last is trained on, as in a stage."""
-    with ThreadPoolExecutor(1) as thread:
-        waiting: deque[Future[MicroBatch]] = deque()
-        for batch in batches:
-            waiting.append(thread.submit(collate, batch))
-            if len(waiting) > 1:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
 
 
 def micro_batches(work: Work, planned: Iterable[Visit]) -> list[Batch]:

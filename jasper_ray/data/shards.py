@@ -10,8 +10,6 @@ folder/manifest.json             written last: it marks a finished corpus
 from __future__ import annotations
 
 import hashlib
-import os
-import uuid
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -20,6 +18,7 @@ import pyarrow.parquet as pq
 
 from jasper_ray.config import ConfigError, Settings
 from jasper_ray.data.settings import Corpus
+from jasper_ray.whole import whole_file, write_text
 
 SHARD_SCHEMA = pa.schema([("id", pa.string()), ("text", pa.string()), ("prompt", pa.string())])
 MANIFEST = "manifest.json"
@@ -96,7 +95,7 @@ def load_manifest(folder: str | Path) -> Manifest:
 
 def save_manifest(manifest: Manifest, folder: Path) -> None:
     """Write `manifest.json` atomically."""
-    _replace(folder / MANIFEST, manifest.model_dump_json(indent=1).encode())
+    write_text(folder / MANIFEST, manifest.model_dump_json(indent=1))
 
 
 def read_shard(path: str | Path) -> pa.Table:
@@ -109,9 +108,8 @@ def write_shard(table: pa.Table, folder: Path, part: str) -> Shard:
     table = table.select(SHARD_SCHEMA.names).cast(SHARD_SCHEMA)
     digest = content_hash(table)
     file = f"{part}/{digest[:16]}.parquet"
-    buffer = pa.BufferOutputStream()
-    pq.write_table(table, buffer, compression="zstd")
-    _replace(folder / file, buffer.getvalue())
+    with whole_file(folder / file) as staging:
+        pq.write_table(table, staging, compression="zstd")
     return Shard(file=file, rows=len(table), sha256=digest)
 
 
@@ -127,11 +125,3 @@ def _framed(values: Iterable[str | None]) -> Iterable[bytes]:
     for value in values:
         data = b"" if value is None else value.encode()
         yield b"-," if value is None else b"%d:%b," % (len(data), data)
-
-
-def _replace(path: Path, data: bytes | pa.Buffer) -> None:
-    """Write a file so that it appears whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    temporary.write_bytes(data)
-    os.replace(temporary, path)

@@ -23,7 +23,11 @@ __all__ = [
 
 
 def load_encoder(model: str, device: str | None = None, dtype: Dtype = "float32") -> Encoder:
-    """A student folder with all its heads, or any sentence-transformers model by folder, hub id or asset name."""
+    """A student folder with all its heads, or any sentence-transformers model by folder, hub id or asset name.
+
+    Raises:
+        ConfigError: nothing loads from there.
+    """
     location = locate(model)
     if any(Path(location).glob("2_Dense_*")):
         return load_student(location, device, dtype)

@@ -42,11 +42,17 @@ def with_prompt(texts: Sequence[str], prompts: Mapping[str, str], prompt_name: s
     """Each text behind the prompt of that name; bare when no name is given."""
     if isinstance(texts, str):
         raise TypeError(f"found one string, {texts[:40]!r}, where a list of texts was expected; put it in a list")
+    prompt = prompt_text(prompts, prompt_name)
+    return [prompt + text for text in texts]
+
+
+def prompt_text(prompts: Mapping[str, str], prompt_name: str | None) -> str:
+    """The prompt of that name, empty when no name is given; an error when there is none of that name."""
     if prompt_name is None:
-        return list(texts)
+        return ""
     if prompt_name not in prompts:
         raise ConfigError(f"there is no prompt {prompt_name!r}; this model has {', '.join(sorted(prompts)) or 'none'}")
-    return [prompts[prompt_name] + text for text in texts]
+    return prompts[prompt_name]
 
 
 def known_dim(dims: tuple[int, ...], dim: int | None) -> int:

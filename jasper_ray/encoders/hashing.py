@@ -24,6 +24,7 @@ class HashEncoder:
         self.prompts: Mapping[str, str] = prompts or {}
 
     def encode(self, texts: Sequence[str], prompt_name: str | None = None, dim: int | None = None) -> np.ndarray:
+        """See `Encoder.encode`."""
         size = known_dim(self.dims, dim)
         vectors_ND = np.zeros((len(texts), size), dtype=np.float32)
         for row, text in enumerate(with_prompt(texts, self.prompts, prompt_name)):
@@ -32,6 +33,7 @@ class HashEncoder:
         return normalise(vectors_ND + 1e-3)  # words can cancel to zero; a small constant keeps every row a direction
 
     def encode_heads(self, texts: Sequence[str], prompt_name: str | None = None) -> dict[int, np.ndarray]:
+        """See `Encoder.encode_heads`."""
         return {self.dims[0]: self.encode(texts, prompt_name)}
 
 

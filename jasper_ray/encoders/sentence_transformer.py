@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 
 from jasper_ray.assets import locate
 from jasper_ray.config import ConfigError
-from jasper_ray.encoders.base import known_dim, with_prompt
+from jasper_ray.encoders.base import known_dim, prompt_text
 from jasper_ray.models.body import first_line
 from jasper_ray.vectors import normalise
 
@@ -40,12 +40,15 @@ class SentenceTransformerEncoder:
         return (dim,)
 
     def encode(self, texts: Sequence[str], prompt_name: str | None = None, dim: int | None = None) -> np.ndarray:
+        """See `Encoder.encode`."""
         size = known_dim(self.dims, dim)
         if not len(texts):
             return np.empty((0, size), np.float32)
+        if isinstance(texts, str):
+            raise TypeError(f"found one string, {texts[:40]!r}, where a list of texts was expected; put it in a list")
         vectors_ND = self.model.encode(
-            with_prompt(texts, self.prompts, prompt_name),
-            prompt="",  # the prompt stands in the text already; without this the model's default would be added
+            list(texts),
+            prompt=prompt_text(self.prompts, prompt_name),  # apart from the text: some models do not pool over it
             batch_size=self.batch_size,
             show_progress_bar=False,
             convert_to_numpy=True,
@@ -53,6 +56,7 @@ class SentenceTransformerEncoder:
         return normalise(vectors_ND)
 
     def encode_heads(self, texts: Sequence[str], prompt_name: str | None = None) -> dict[int, np.ndarray]:
+        """See `Encoder.encode_heads`."""
         return {self.dims[0]: self.encode(texts, prompt_name)}
 
 
@@ -66,10 +70,15 @@ def load_sentence_transformer(
     batch_size: int = 32,
     prompts: Mapping[str, str] | None = None,
     trust_remote_code: bool = False,
+    head: int | None = None,
 ) -> SentenceTransformerEncoder:
     """An encoder from a hub id, a local folder or a shipped asset; weights are read from safetensors alone.
 
-    `max_length` (tokens) and `prompts` replace the model's own when given.
+    `max_length` (tokens) and `prompts` replace the model's own when given. `head` takes the dense layer in the folder
+    `2_Dense_<head>` instead of the one that the model names.
+
+    Raises:
+        ConfigError: nothing loads from there.
     """
     from sentence_transformers import SentenceTransformer
 
@@ -86,6 +95,25 @@ def load_sentence_transformer(
         raise ConfigError(
             f"no sentence-transformers model could be loaded from {name!r}: {first_line(error)}"
         ) from error
+    if head is not None:
+        choose_head(model, head, location, revision)
     if max_length is not None:
         model.max_seq_length = max_length
     return SentenceTransformerEncoder(model, prompts, batch_size)
+
+
+def choose_head(model: SentenceTransformer, head: int, location: str, revision: str | None) -> None:
+    """Put the dense layer of `2_Dense_<head>` in the place of the model's last one.
+
+    Raises:
+        ConfigError: the model has no dense layer, or no such folder.
+    """
+    places = [place for place, module in enumerate(model) if type(module).__name__ == "Dense"]
+    folder = f"2_Dense_{head}"
+    try:
+        dense = type(model[places[-1]]).load(location, subfolder=folder, revision=revision)
+    except (IndexError, OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise ConfigError(
+            f"{location!r} has no dense layer {folder} ({first_line(error)}); mend or remove head"
+        ) from error
+    model[places[-1]] = dense.to(model.device, model.dtype)

@@ -43,10 +43,12 @@ class StudentEncoder:
         return self.card.prompts
 
     def encode(self, texts: Sequence[str], prompt_name: str | None = None, dim: int | None = None) -> np.ndarray:
+        """See `Encoder.encode`."""
         dim = known_dim(self.dims, dim)
         return self._heads(self.pooled(texts, prompt_name), [dim])[dim]
 
     def encode_heads(self, texts: Sequence[str], prompt_name: str | None = None) -> dict[int, np.ndarray]:
+        """See `Encoder.encode_heads`."""
         return self._heads(self.pooled(texts, prompt_name), self.dims)
 
     @torch.inference_mode()
@@ -75,6 +77,9 @@ def load_student(
     >>> student = load_student("runs/quickstart/student")          # doctest: +SKIP
     >>> student.encode(["a sentence"], dim=256).shape              # doctest: +SKIP
     (1, 256)
+
+    Raises:
+        ConfigError: the folder is not a student, or a file of it is damaged.
     """
     student, tokenizer, card = load_student_folder(path)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")

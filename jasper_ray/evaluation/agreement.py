@@ -34,7 +34,7 @@ class Agreement:
 
 
 def agreement(student_ND: np.ndarray, target_NE: np.ndarray) -> Agreement:
-    """All three figures; rows are normalised first. Needs N >= 3; 2 N² floats of memory and O(N² log N) time.
+    """All three figures; rows are normalised first. Needs N >= 3; about 16 N² bytes of memory and O(N² log N) time.
 
     Raises:
         ValueError: fewer than three rows, or another number of them on the two sides.

@@ -5,16 +5,17 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 
-from jasper_ray.config import ConfigError
+from jasper_ray.config import ConfigError, fingerprint
 from jasper_ray.evaluation import retrieval
 from jasper_ray.evaluation.metrics import accuracy, ndcg, spearman
 from jasper_ray.evaluation.scores import MetricName
@@ -89,6 +90,11 @@ def read_sets(sets: Sequence[EvaluationSet]) -> tuple[SetData, ...]:
                 f"found {count} evaluation sets of the name {name!r}; give each its own, reports tell them by it"
             )
     return tuple(read_set(one) for one in sets)
+
+
+def contents(sets: Sequence[SetData]) -> str:
+    """Twelve hex digits that name what the sets hold: texts, prompts and judgements."""
+    return fingerprint(json.loads(json.dumps([asdict(data) for data in sets], default=np.ndarray.tolist)))
 
 
 def read_set(one: EvaluationSet) -> SetData:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import uuid
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal
@@ -11,6 +9,7 @@ from typing import Literal
 from pydantic import TypeAdapter, ValidationError
 
 from jasper_ray.config import ConfigError, Settings
+from jasper_ray.whole import write_text
 
 MetricName = Literal["spearman", "ndcg@10", "accuracy", "cosine", "gram_error", "pair_order"]
 
@@ -44,11 +43,7 @@ def label(moment: str, scores: Iterable[Score]) -> list[Record]:
 
 def save(records: Sequence[Record], path: str | Path) -> None:
     """Write the records to `path` as a JSON list, whole or not at all; its folder is made where it is missing."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    staging = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-    staging.write_bytes(_RECORDS.dump_json(list(records), indent=2) + b"\n")
-    os.replace(staging, path)
+    write_text(Path(path), _RECORDS.dump_json(list(records), indent=2).decode() + "\n")
 
 
 def load(path: str | Path) -> list[Record]:

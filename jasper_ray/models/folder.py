@@ -11,10 +11,6 @@ The module types are written by their oldest names, which every version of sente
 from __future__ import annotations
 
 import json
-import shutil
-import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +22,7 @@ from jasper_ray.config import ConfigError, Settings
 from jasper_ray.models.body import first_line, load_tokenizer, load_weights
 from jasper_ray.models.pooling import Pooling
 from jasper_ray.models.student import Student
+from jasper_ray.whole import whole_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -61,24 +58,6 @@ def save_student(student: Student, tokenizer: PreTrainedTokenizerBase, card: Stu
         write_json(staging / "config_sentence_transformers.json", usage(card))
 
 
-@contextmanager
-def whole_folder(folder: Path) -> Iterator[Path]:
-    """A fresh folder to fill, which takes the place of `folder` when the block ends well and vanishes when it fails."""
-    staging = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
-    staging.mkdir(parents=True)
-    try:
-        yield staging
-        if folder.exists():
-            stale = folder.with_name(f"{staging.name}.stale")
-            folder.rename(stale)
-            staging.rename(folder)
-            shutil.rmtree(stale)
-        else:
-            staging.rename(folder)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-
-
 def load_student_folder(folder: str | Path) -> tuple[Student, PreTrainedTokenizerBase, StudentCard]:
     """The student that `save_student` wrote; heads stand in the order of `head_dims`.
 
@@ -104,6 +83,7 @@ def head_dims(folder: Path) -> tuple[int, ...]:
 
 
 def write_head(student: Student, dim: int, folder: Path) -> None:
+    """Write one head as a dense module."""
     head = student.heads[str(dim)]
     assert isinstance(head, torch.nn.Linear)
     config = {
@@ -118,6 +98,7 @@ def write_head(student: Student, dim: int, folder: Path) -> None:
 
 
 def read_head(student: Student, dim: int, folder: Path) -> None:
+    """Give a head the weights in its folder; raises `ConfigError` where they are missing, damaged or misshapen."""
     try:
         tensors = load_file(folder / "model.safetensors")
         student.heads[str(dim)].load_state_dict({key.removeprefix("linear."): value for key, value in tensors.items()})
@@ -129,11 +110,13 @@ def read_head(student: Student, dim: int, folder: Path) -> None:
 
 
 def pooling_config(student: Student) -> dict[str, Any]:
+    """What sentence-transformers' pooling module reads."""
     modes = {key: name == student.pooling for name, key in POOLING_KEYS.items()}
     return {"word_embedding_dimension": student.body.config.hidden_size, **modes, "include_prompt": True}
 
 
 def read_pooling(folder: Path) -> Pooling:
+    """The pooling of a student folder; raises `ConfigError` for one that we do not have."""
     config = read_json(folder / "1_Pooling" / "config.json")
     for name, key in POOLING_KEYS.items():
         if config.get(key):
@@ -142,6 +125,7 @@ def read_pooling(folder: Path) -> Pooling:
 
 
 def module_list(default_head: int) -> list[dict[str, Any]]:
+    """The modules that sentence-transformers loads, in order."""
     modules = [("Transformer", ""), ("Pooling", "1_Pooling"), ("Dense", f"2_Dense_{default_head}")]
     return [
         {"idx": index, "name": str(index), "path": path, "type": f"sentence_transformers.models.{kind}"}
@@ -150,10 +134,12 @@ def module_list(default_head: int) -> list[dict[str, Any]]:
 
 
 def usage(card: StudentCard) -> dict[str, Any]:
+    """Prompts and similarity, as sentence-transformers keeps them."""
     return {"prompts": card.prompts, "default_prompt_name": None, "similarity_fn_name": "cosine"}
 
 
 def read_card(folder: Path) -> StudentCard:
+    """What a student folder says of its use; raises `ConfigError` where a file or the default head is missing."""
     modules = read_json(folder / "modules.json")
     default = next((module["path"] for module in modules if module["path"].startswith("2_Dense_")), None)
     if default is None:

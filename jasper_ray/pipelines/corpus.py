@@ -13,8 +13,6 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from ray.exceptions import RayTaskError
-
 from jasper_ray.config import ConfigError, fingerprint
 from jasper_ray.data.checking import check_source
 from jasper_ray.data.files import SourceFiles, find_files
@@ -23,6 +21,7 @@ from jasper_ray.data.mixing import choice_bounds
 from jasper_ray.data.settings import Corpus
 from jasper_ray.data.shards import MANIFEST, Manifest, SourceCount, load_manifest, save_manifest
 from jasper_ray.pipelines.counting import SourceReport, count_sources
+from jasper_ray.pipelines.session import plain_errors
 from jasper_ray.pipelines.sharding import Mixture, Written, write_heldout, write_train
 
 
@@ -43,12 +42,8 @@ def prepare_corpus(corpus: Corpus, folder: str | Path, seed: int) -> Manifest:
     for source, found in zip(corpus.sources, files, strict=True):
         check_source(source, found)
     _check_writable(folder)
-    try:
+    with plain_errors():
         manifest = _write(corpus, folder, seed, files)
-    except RayTaskError as error:
-        if isinstance(error.cause, ConfigError):  # found in a worker; Ray appends lines about its retries
-            raise ConfigError(str(error.cause).splitlines()[0]) from error
-        raise
     save_manifest(manifest, folder)
     return manifest
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from ray.data import ActorPoolStrategy, Dataset, ExecutionOptions, TaskPoolStrat
 
 from jasper_ray.data import Shard
 from jasper_ray.data.order import Visit
+from jasper_ray.pipelines.session import set_up_data
 from jasper_ray.pipelines.shards import Batch, ReadShard, ReadTargets, arrange, with_vectors
 from jasper_ray.pipelines.targets import TargetCache
 from jasper_ray.teachers import Teacher, TeacherEncoder
@@ -47,6 +49,7 @@ class Labeller:
         vectors and its seconds a row (0 where they came from the cache). Nothing runs before it is consumed."""
         items = [asdict(visit) for visit in visits]
         dataset = ray.data.from_items(items, override_num_blocks=len(items))
+        set_up_data(dataset.context)  # stages make their datasets in a process of Ray Train's
         dataset.context.target_max_block_size = None  # a block must stay one shard, however wide its vectors are
         dataset = dataset.map_batches(ReadShard(self.corpus), batch_size=None, **LIGHT_TASK)
         for teacher, cache in zip(self.teachers, self.caches, strict=True):
@@ -98,22 +101,26 @@ class LabelShard:
     def __init__(self, teacher: Teacher, cache: TargetCache | None) -> None:
         self.teacher = teacher
         self.cache = cache
-        self.model: TeacherEncoder | None = None
+        self.loading = ThreadPoolExecutor(1).submit(load, teacher)  # all teachers of a run load at the same time
         torch.set_num_threads(teacher.pool.torch_threads)
 
     def __call__(self, batch: Batch) -> Batch:
         shard = str(batch["shard"][0])
         if self.cache is not None and self.cache.holds(shard):
             return ReadTargets(self.teacher.name, self.cache)(batch)
-        if self.model is None:  # the first shard to label pays for loading; a pool that only reads never does
-            self.model = TeacherEncoder(self.teacher, self.teacher.load())
+        model = self.loading.result()
         started = time.perf_counter()
         prompts = [name or None for name in batch["prompt"]]
-        vectors_ND = self.model.encode_mixed(batch["text"].tolist(), prompts).astype(np.float16)
+        vectors_ND = model.encode_mixed(batch["text"].tolist(), prompts).astype(np.float16)
         seconds = time.perf_counter() - started
         if self.cache is not None:
             self.cache.write(shard, batch["id"].tolist(), vectors_ND)
         return with_vectors(batch, self.teacher.name, vectors_ND, seconds / len(vectors_ND))
+
+
+def load(teacher: Teacher) -> TeacherEncoder:
+    """Its model, with the guards at its door."""
+    return TeacherEncoder(teacher, teacher.load())
 
 
 def collect(dataset: Dataset, columns: Sequence[str]) -> dict[str, np.ndarray]:

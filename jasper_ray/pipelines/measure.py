@@ -13,11 +13,12 @@ import torch
 
 from jasper_ray.config import ConfigError
 from jasper_ray.data import Shard
+from jasper_ray.data.columns import vector_column
 from jasper_ray.encoders import Encoder, load_student
 from jasper_ray.evaluation import Record, SetData, agreement, evaluate, label
 from jasper_ray.pipelines.heads import by_prompt, target
 from jasper_ray.pipelines.label import Labeller, collect
-from jasper_ray.pipelines.shards import Batch, vector_column
+from jasper_ray.pipelines.shards import Batch
 from jasper_ray.teachers import Teacher, TeacherEncoder, Together
 
 HELD_OUT = "held-out"

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import ray
 from ray.data import DataContext
 
-from jasper_ray.config import ConfigError
+from jasper_ray.config import ConfigError, for_the_user
 
 logger = logging.getLogger(__name__)
 
@@ -42,9 +42,22 @@ def ray_session(cpus: float, gpus: float) -> Iterator[None]:
     try:
         check_room(cpus + SPARE_CPUS, gpus)
         set_up_data(DataContext.get_current())
-        yield
+        with plain_errors():
+            yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def plain_errors() -> Iterator[None]:
+    """A `ConfigError` that a worker raised, as it was said there: without Ray's wrappers and their tracebacks."""
+    try:
+        yield
+    except Exception as error:
+        told = for_the_user(error)
+        if told is None:
+            raise
+        raise ConfigError(told) from error
 
 
 def check_room(cpus: float, gpus: float) -> None:

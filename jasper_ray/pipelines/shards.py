@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from jasper_ray.data.columns import seconds_column, vector_column
 from jasper_ray.data.order import Visit, row_order
 from jasper_ray.data.shards import read_shard
 from jasper_ray.pipelines.targets import TargetCache
@@ -60,16 +61,6 @@ def with_vectors(batch: Batch, teacher: str, vectors_ND: np.ndarray, seconds: fl
     """`batch` with a teacher's two columns more."""
     rows = len(vectors_ND)
     return {**batch, vector_column(teacher): vectors_ND, seconds_column(teacher): np.full(rows, seconds, np.float32)}
-
-
-def vector_column(teacher: str) -> str:
-    """The column of a teacher's vectors."""
-    return f"vector:{teacher}"
-
-
-def seconds_column(teacher: str) -> str:
-    """The column of the seconds a row took a teacher."""
-    return f"seconds:{teacher}"
 
 
 def arrange(batch: Batch) -> Batch:

@@ -10,8 +10,6 @@ changed text is another shard, hence another file. Files appear whole, so whatev
 
 from __future__ import annotations
 
-import os
-import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from jasper_ray.config import ConfigError
+from jasper_ray.whole import whole_file
 
 
 class TargetCache:
@@ -29,22 +28,19 @@ class TargetCache:
         self.folder = folder
 
     def file(self, shard_sha256: str) -> Path:
+        """Where a shard's vectors are kept."""
         return self.folder / f"{shard_sha256}.parquet"
 
     def holds(self, shard_sha256: str) -> bool:
+        """Whether they are there."""
         return self.file(shard_sha256).is_file()
 
     def write(self, shard_sha256: str, ids: Sequence[str], vectors_ND: np.ndarray) -> None:
         """Keep a shard's vectors; the file appears whole."""
-        self.folder.mkdir(parents=True, exist_ok=True)
         flat = pa.array(vectors_ND.astype(np.float16).reshape(-1))
         column = pa.FixedSizeListArray.from_arrays(flat, vectors_ND.shape[1])
-        staging = self.folder / f".{uuid.uuid4().hex}.parquet"
-        try:
+        with whole_file(self.file(shard_sha256)) as staging:
             pq.write_table(pa.table({"id": pa.array(ids, pa.string()), "vector": column}), staging, compression="none")
-            os.replace(staging, self.file(shard_sha256))
-        finally:
-            staging.unlink(missing_ok=True)
 
     def read(self, shard_sha256: str, ids: Sequence[str]) -> np.ndarray:
         """A shard's vectors, float16 `[N, D]`.

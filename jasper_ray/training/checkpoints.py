@@ -11,9 +11,10 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from jasper_ray.runs import as_json, write_text
+from jasper_ray.runs import as_json
 from jasper_ray.training.engine import Engine, load_engine, save_engine
 from jasper_ray.training.job import complete_checkpoints
+from jasper_ray.whole import write_text
 
 KEPT = 2
 """Checkpoints that stay: the newest, and one before it."""
@@ -30,7 +31,7 @@ def restore(engine: Engine, folder: Path) -> int:
 
 
 def save(engine: Engine, folder: Path, step: int) -> None:
-    """Write the checkpoint of `step`, then remove all but the newest; all ranks together."""
+    """Write the checkpoint of `step`, then remove those that are no longer `KEPT`; all ranks together."""
     path = folder / f"step-{step:08d}"
     save_engine(engine, path)
     dist.barrier()
@@ -41,7 +42,7 @@ def save(engine: Engine, folder: Path, step: int) -> None:
 
 
 def prune(folder: Path) -> None:
-    """Remove all complete checkpoints but the newest, and everything incomplete that is older."""
+    """Remove all complete checkpoints but the newest `KEPT`, and what was left incomplete."""
     complete = complete_checkpoints(folder)
     kept = {path for _, path in complete[-KEPT:]}
     for path in folder.glob("step-*"):

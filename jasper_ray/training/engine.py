@@ -10,6 +10,7 @@ from typing import Any
 import deepspeed
 import deepspeed.ops
 import torch
+import torch.distributed as dist
 from deepspeed.utils import safe_get_full_fp32_param
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
@@ -84,6 +85,24 @@ def engine_config(stage: Stage, device: torch.device) -> dict[str, Any]:
     return config
 
 
+def update(engine: Engine) -> float | None:
+    """Step the optimiser when this micro-batch completes a batch, and return the norm of the batch's gradients before
+    clipping; None when it does not. From a norm that is not finite nothing was learned that a checkpoint holds."""
+    due = engine.is_gradient_accumulation_boundary()
+    without_zero = engine.zero_optimization_stage() == 0  # there DeepSpeed clips, and forgets the norm
+    norm = gradient_norm(engine) if due and without_zero else None
+    engine.step()
+    if due and not without_zero:
+        norm = math.nan if engine.skipped_steps else float(engine.get_global_grad_norm())
+    return norm
+
+
+def gradient_norm(engine: Engine) -> float:
+    """The norm of all gradients together, which are the same on every rank."""
+    gradients = [parameter.grad for parameter in engine.module.parameters() if parameter.grad is not None]
+    return float(torch.nn.utils.get_total_norm(gradients))
+
+
 def save_engine(engine: Engine, folder: Path) -> None:
     """Write every rank's share of the training state into `folder`; all ranks call it together."""
     engine.save_checkpoint(str(folder), tag="engine", save_latest=False, exclude_frozen_parameters=True)
@@ -95,10 +114,14 @@ def load_engine(engine: Engine, folder: Path) -> None:
 
 
 def trained_weights(engine: Engine) -> Mapping[str, Tensor]:
-    """The fp32 weights of every parameter that learned, by name, on the processor; all ranks call it together."""
+    """The fp32 weights of every parameter that learned, by name, on the processor of rank 0; none on other ranks.
+
+    All ranks call it together: each weight is gathered from all of them.
+    """
     weights: dict[str, Tensor] = {}
     for name, parameter in engine.module.named_parameters():
         if parameter.requires_grad:
             master = safe_get_full_fp32_param(parameter)  # None where ZeRO is off and the parameter is the master
-            weights[name] = (parameter if master is None else master).detach().float().cpu().clone()
+            if dist.get_rank() == 0:
+                weights[name] = (parameter if master is None else master).detach().float().cpu().clone()
     return weights

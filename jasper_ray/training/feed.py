@@ -12,11 +12,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from jasper_ray.data.columns import seconds_column, vector_column
 from jasper_ray.models.tokens import TokenGroup, length_groups
 from jasper_ray.teachers import fuse
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+
+Rows = Mapping[str, np.ndarray]
+"""Labelled rows as the pipeline streams them, by column."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +44,7 @@ class MicroBatch:
 
 @dataclass(frozen=True)
 class Collate:
-    """Turns a block of labelled rows into a `MicroBatch`; runs in the loader's threads, beside the training."""
+    """Turns a block of labelled rows into a `MicroBatch`."""
 
     tokenizer: PreTrainedTokenizerBase
     max_length: int
@@ -48,18 +53,18 @@ class Collate:
     teachers: Sequence[tuple[str, float]]
     """Name and weight of each teacher, in the order of the target."""
 
-    def __call__(self, batch: Mapping[str, np.ndarray]) -> MicroBatch:
+    def __call__(self, batch: Rows) -> MicroBatch:
         texts = [
             self.prompts[prompt] + text if prompt else text
             for text, prompt in zip(batch["text"], batch["prompt"], strict=True)
         ]
         groups, order_B = length_groups(self.tokenizer, texts, self.max_length, self.group_rows)
-        columns = [torch.from_numpy(np.array(batch[f"vector:{name}"])) for name, _ in self.teachers]
+        columns = [torch.from_numpy(np.array(batch[vector_column(name)])) for name, _ in self.teachers]
         target_BE = fuse(columns, [weight for _, weight in self.teachers])
         return MicroBatch(
             ids=[str(batch["id"][index]) for index in order_B.tolist()],
             position=int(batch["position"].min()),
             groups=groups,
             target_BE=target_BE[order_B],
-            teacher_seconds={name: float(batch[f"seconds:{name}"].sum()) for name, _ in self.teachers},
+            teacher_seconds={name: float(batch[seconds_column(name)].sum()) for name, _ in self.teachers},
         )

@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from jasper_ray.config import ConfigError
 from jasper_ray.recipe import Stage
 from jasper_ray.runs import StageFolder
 
 
-class StageStopped(RuntimeError):
+class StageStopped(ConfigError):
     """A stage cannot go on for a reason that starting it again would not mend; the message is for the user."""
 
 

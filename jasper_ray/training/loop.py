@@ -6,7 +6,6 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 
-import ray.train
 import torch
 import torch.distributed as dist
 from ray.train.torch import get_device
@@ -15,14 +14,18 @@ from jasper_ray.losses import LossTerms, Objective
 from jasper_ray.models.folder import load_student_folder, save_student
 from jasper_ray.models.student import Student
 from jasper_ray.training import checkpoints
-from jasper_ray.training.engine import Engine, build_engine, trained_weights
-from jasper_ray.training.feed import Collate, MicroBatch
+from jasper_ray.training.ahead import ahead
+from jasper_ray.training.engine import Engine, build_engine, trained_weights, update
+from jasper_ray.training.feed import Collate, MicroBatch, Rows
 from jasper_ray.training.job import StageJob, StageStopped
 from jasper_ray.training.metrics import MetricsLog, StepClock
 
 
-def train(job: StageJob) -> None:
-    """Train one stage on this worker, from its last checkpoint to its end, and write the student it makes."""
+def train(job: StageJob, rows: Iterator[Rows]) -> None:
+    """Train one stage on this worker, from its last checkpoint to its end, and write the student it makes.
+
+    `rows` are this worker's labelled rows from that checkpoint on, a micro-batch at a time.
+    """
     torch.set_num_threads(job.stage.torch_threads)
     torch.manual_seed(job.seed)
     device = get_device()
@@ -30,12 +33,12 @@ def train(job: StageJob) -> None:
     worker = Worker(job, device)
     first_step = checkpoints.restore(worker.engine, job.folder.checkpoints)
     if first_step < job.total_steps:
-        worker.run(first_step)
+        worker.run(first_step, rows)
     export(worker.engine, job)
 
 
 class Worker:
-    """One rank's engine, objective and stream of micro-batches."""
+    """One rank's engine, objective and tokenizer."""
 
     def __init__(self, job: StageJob, device: torch.device) -> None:
         student, self.tokenizer, self.card = load_student_folder(job.start)
@@ -45,13 +48,13 @@ class Worker:
         self.engine: Engine = build_engine(student.to(device), job.stage, job.total_steps, device)
         self.objective = Objective(job.stage.losses, job.stage.scope, job.stage.reduction)
 
-    def run(self, first_step: int) -> None:
+    def run(self, first_step: int, rows: Iterator[Rows]) -> None:
         """Steps `first_step` to the end, with metrics from rank 0 and checkpoints from all."""
         job, engine = self.job, self.engine
         engine.train()
         with ExitStack() as stack:
             log = stack.enter_context(MetricsLog(job.folder.metrics, first_step)) if dist.get_rank() == 0 else None
-            stream = self.micro_batches()
+            stream = self.micro_batches(rows)
             for step in range(first_step, job.total_steps):
                 record = self.step(step, stream)
                 if log:
@@ -64,6 +67,8 @@ class Worker:
         """One optimiser step: forward and backward over its micro-batches, then the update; what to log of it."""
         clock = StepClock()
         terms: list[dict[str, float]] = []
+        ids: list[str] = []
+        norm: float | None = None
         learning_rate = self.engine.get_lr()[0]
         for turn in range(self.job.stage.accumulation):
             waiting = time.perf_counter()
@@ -72,12 +77,14 @@ class Worker:
             check_place(micro, step * self.job.stage.accumulation + turn, self.job.stage.micro_rows)
             losses = self.forward(micro)
             self.engine.backward(losses.total)
-            self.engine.step()
+            norm = update(self.engine)
+            ids += micro.ids
             terms.append(average_over_workers(losses.terms))
             clock.count(micro.rows, waited, micro.teacher_seconds)
         means = {name: sum(term[name] for term in terms) / len(terms) for name in terms[0]}
-        norm = self.engine.get_global_grad_norm()
-        return {**means, "lr": learning_rate, "grad_norm": float(norm or 0.0), **clock.read(dist.get_world_size())}
+        assert norm is not None, "the last micro-batch of a step completes its batch"
+        stop_if_not_finite(torch.tensor(norm, device=self.device), "the norm of the gradients", ids)
+        return {**means, "lr": learning_rate, "grad_norm": norm, **clock.read(dist.get_world_size())}
 
     def forward(self, micro: MicroBatch) -> LossTerms:
         """The objective over one micro-batch; one that is not finite stops the stage before anything learns of it."""
@@ -85,18 +92,14 @@ class Worker:
         dims = tuple(self.job.stage.losses)
         vectors = dict(zip(dims, self.engine(groups, dims), strict=True))
         losses = self.objective(vectors, micro.target_BE.to(self.device))
-        stop_if_not_finite(losses.total, micro.ids)
+        stop_if_not_finite(losses.total, "the loss", micro.ids)
         return losses
 
-    def micro_batches(self) -> Iterator[MicroBatch]:
-        """This worker's rows, tokenised ahead of time in the loader's thread."""
-        stage = self.job.stage
-        collate = Collate(
-            self.tokenizer, self.card.max_length, stage.group_rows, self.card.prompts, self.job.target_parts
-        )
-        shard = ray.train.get_dataset_shard("train")
-        assert shard is not None
-        return iter(shard.iter_torch_batches(batch_size=stage.micro_rows, prefetch_batches=1, collate_fn=collate))
+    def micro_batches(self, rows: Iterator[Rows]) -> Iterator[MicroBatch]:
+        """The rows as the model takes them, made ahead of time in a thread."""
+        card, group_rows = self.card, self.job.stage.group_rows
+        collate = Collate(self.tokenizer, card.max_length, group_rows, card.prompts, self.job.target_parts)
+        return ahead(map(collate, rows))
 
 
 def choose_attention(device: torch.device) -> None:
@@ -123,16 +126,16 @@ def check_place(micro: MicroBatch, round_: int, rows: int) -> None:
         )
 
 
-def stop_if_not_finite(total: torch.Tensor, ids: list[str]) -> None:
-    """Stop all workers together when the loss of any is not finite."""
-    bad = (~torch.isfinite(total.detach())).to(torch.int32).clone()
+def stop_if_not_finite(value: torch.Tensor, what: str, ids: list[str]) -> None:
+    """Stop all workers together when a scalar of any is not finite, and name the rows that it comes from."""
+    bad = (~torch.isfinite(value.detach())).to(torch.int32).clone()
     dist.all_reduce(bad, op=dist.ReduceOp.MAX)
     if bad.item():
         found: list[list[str] | None] = [None] * dist.get_world_size()
-        dist.all_gather_object(found, ids if not torch.isfinite(total) else [])
+        dist.all_gather_object(found, ids if not torch.isfinite(value) else [])
         rows = [row for part in found for row in part or []]
         raise StageStopped(
-            f"the loss is not finite for the batch of rows {', '.join(rows)}; the last checkpoint is kept: "
+            f"{what} is not finite for the batch of rows {', '.join(rows)}; the last checkpoint is kept: "
             "lower learning_rate, set precision fp32, or leave these texts out of the corpus"
         )
 
@@ -149,6 +152,7 @@ def export(engine: Engine, job: StageJob) -> None:
     trained = trained_weights(engine)
     if dist.get_rank() == 0:
         student, tokenizer, card = load_student_folder(job.start)
-        student.load_state_dict(dict(trained), strict=False)
+        unknown = student.load_state_dict(dict(trained), strict=False).unexpected_keys
+        assert not unknown, f"the engine trained {unknown}, which the student does not have"
         save_student(student, tokenizer, card, job.folder.student)
     dist.barrier()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,6 +11,8 @@ from types import TracebackType
 from typing import Any, TextIO
 
 from torch.utils.tensorboard import SummaryWriter
+
+from jasper_ray.whole import write_text
 
 
 class MetricsLog:
@@ -42,9 +43,7 @@ def keep_steps_before(path: Path, step: int) -> None:
     if not path.is_file():
         return
     kept = [line for line in path.read_text(encoding="utf-8").splitlines() if is_before(line, step)]
-    staging = path.with_name(f".{path.name}")
-    staging.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-    os.replace(staging, path)
+    write_text(path, "".join(f"{line}\n" for line in kept))
 
 
 def is_before(line: str, step: int) -> bool:

@@ -10,14 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import ray
+import ray.train
 from ray.data import Dataset, ExecutionOptions
 from ray.train import DataConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from jasper_ray.config import ConfigError
-from jasper_ray.runs import write_text
-from jasper_ray.training.job import StageJob, StageStopped, latest_step
+from jasper_ray.config import ConfigError, for_the_user
+from jasper_ray.training.ahead import ahead
+from jasper_ray.training.job import StageJob, latest_step
 from jasper_ray.training.progress import Progress
+from jasper_ray.whole import write_text
 
 OpenStream = Callable[[int], Dataset]
 """The labelled rows of a stage from a step on."""
@@ -90,14 +92,18 @@ def worker_environment(on_gpu: bool) -> dict[str, str]:
 
 
 def work(config: dict[str, Any]) -> None:
-    """A worker's whole life; imports torch and DeepSpeed only here, in the environment made for it."""
-    from jasper_ray.training.loop import train
+    """A worker's whole life; imports torch and DeepSpeed only here, in the environment made for it.
 
+    Rows are asked for first: teachers that have to be loaded then load while the engine is built.
+    """
     job: StageJob = config["job"]
     if stop_file(job).is_file():  # the group before this one met what no restart mends
         return
+    rows = ahead(iter(ray.train.get_dataset_shard("train").iter_batches(batch_size=job.stage.micro_rows)))
+    from jasper_ray.training.loop import train
+
     try:
-        train(job)
+        train(job, rows)
     except Exception as error:
         told = for_the_user(error)
         if told is None:
@@ -109,14 +115,3 @@ def work(config: dict[str, Any]) -> None:
 def stop_file(job: StageJob) -> Path:
     """Where a worker writes why the stage must stop."""
     return job.folder.path / "stopped.txt"
-
-
-def for_the_user(error: BaseException | None) -> str | None:
-    """The message for the user inside an exception, through the wrappers of Ray and Ray Data; None without one."""
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        if isinstance(error, ConfigError | StageStopped):
-            return str(error)
-        seen.add(id(error))
-        error = getattr(error, "cause", None) or error.__cause__
-    return None

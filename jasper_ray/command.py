@@ -1,0 +1,30 @@
+"""What every command shares: lines that tell how far it is, and errors of one sentence."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Callable
+
+from jasper_ray.config import ConfigError
+
+
+def run(main: Callable[[], None]) -> None:
+    """Run a command; what the user has to mend ends it with one line on stderr and exit code 2, Ctrl-C with 130."""
+    show_progress()
+    try:
+        main()
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        sys.exit(130)
+
+
+def show_progress() -> None:
+    """Our lines on stderr, and no bars of the libraries between them."""
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s  %(message)s", datefmt="%H:%M:%S")
+    logging.getLogger("jasper_ray").setLevel(logging.INFO)
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
