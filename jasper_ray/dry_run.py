@@ -10,6 +10,8 @@ from jasper_ray.models.student import Student, meta_student
 from jasper_ray.recipe import Recipe, Stage, dump_recipe
 
 GIB = 2**30
+SPARE_CPUS = 0.5
+"""For reading and cutting shards, beside what teachers and trainers reserve."""
 ADAM_BYTES = 8
 """Two fp32 moments a parameter that learns."""
 
@@ -105,10 +107,10 @@ def demand(recipe: Recipe) -> list[str]:
 
 
 def least_resources(recipe: Recipe) -> tuple[float, float]:
-    """CPUs and GPUs that the smallest pools and the largest stage reserve together."""
+    """CPUs and GPUs that the smallest pools and the largest stage reserve together, with what reads and cuts shards."""
     pools = [(t.pool.min_size * t.pool.cpus, t.pool.min_size * t.pool.gpus) for t in recipe.teachers]
     stages = [(s.workers * s.cpus_per_worker, s.workers * s.gpus_per_worker) for s in recipe.stages]
-    cpus = sum(cpu for cpu, _ in pools) + max(cpu for cpu, _ in stages)
+    cpus = sum(cpu for cpu, _ in pools) + max(cpu for cpu, _ in stages) + SPARE_CPUS
     gpus = sum(gpu for _, gpu in pools) + max(gpu for _, gpu in stages)
     return cpus, gpus
 

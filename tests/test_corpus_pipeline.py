@@ -22,6 +22,8 @@ from jasper_ray.data.keys import is_held_out, sort_key, text_id
 from jasper_ray.pipelines.corpus import prepare_corpus
 from jasper_ray.pipelines.counting import merge_smallest
 
+pytestmark = pytest.mark.slow
+
 CITIES = ["Kiel", "Lund", "Turin", "Porto", "Ghent", "Bergen", "Graz", "Cork"]
 EVENTS = ["the ferry was late", "it rained all day", "the choir sang", "a tram stood still", "the market opened"]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,6 +23,9 @@ from jasper_ray.config import ConfigError
 from jasper_ray.distill import distill
 from jasper_ray.evaluation import load
 from jasper_ray.recipe import parse_recipe
+from jasper_ray.training.job import latest_step
+
+pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parent.parent
 FIRST = stage("first", train=["heads.48.*"], losses={48: {"cosine": 10}}, steps=4)
@@ -75,6 +79,8 @@ def remember(folder: Path) -> None:
     run = folder / "run"
     seen = {
         "first": (next(run.glob("stages/1-first-*")) / "student" / "model.safetensors").stat().st_mtime_ns,
+        "step": latest_step(next(run.glob("stages/2-second-*/checkpoints"))),
+        "metrics": steps(run, "2-second"),
         "targets": {str(path): path.stat().st_mtime_ns for path in run.glob("targets/*/*.parquet")},
     }
     (folder / "seen.json").write_text(json.dumps(seen), encoding="utf-8")
@@ -84,8 +90,10 @@ def test_a_killed_job_continues_where_it_was(job: Path) -> None:
     seen, run = json.loads((job / "seen.json").read_text()), job / "run"
     assert "first  finished before" in (job / "out.txt").read_text()
     assert (next(run.glob("stages/1-first-*")) / "student" / "model.safetensors").stat().st_mtime_ns == seen["first"]
-    second = steps(run, "2-second")
+    second, done = steps(run, "2-second"), seen["step"]
     assert [record["step"] for record in second] == list(range(second[0]["total_steps"]))
+    assert done >= 5
+    assert second[:done] == seen["metrics"][:done]  # to the microsecond: these steps were not made again
 
 
 def test_cached_targets_are_not_computed_again(job: Path) -> None:
@@ -97,13 +105,17 @@ def test_cached_targets_are_not_computed_again(job: Path) -> None:
     assert all(record["labelled/a"] == record["labelled/b"] == 0 for record in last_pass)
 
 
-def test_the_student_loads_without_this_package_and_agrees_at_every_head(job: Path) -> None:
+def test_the_finished_student_is_what_sentence_transformers_loads_at_every_head(job: Path) -> None:
     folder = job / "run" / "student"
     texts = ["a sentence", "another one, somewhat longer than the first", "x"]
     ours = load_student(folder)
     assert ours.dims == (48, 16)
-    theirs = SentenceTransformer(str(folder), device="cpu").encode(texts, normalize_embeddings=True)
-    np.testing.assert_allclose(ours.encode(texts), theirs, atol=1e-5)
+    modules = (folder / "modules.json").read_text()
+    for dim in ours.dims:
+        edited = shutil.copytree(folder, job / f"edited-{dim}")
+        (edited / "modules.json").write_text(modules.replace("2_Dense_48", f"2_Dense_{dim}"))
+        theirs = SentenceTransformer(str(edited), device="cpu").encode(texts, normalize_embeddings=True)
+        np.testing.assert_allclose(ours.encode(texts, dim=dim), theirs, atol=1e-5)
 
 
 def test_the_table_has_every_moment(job: Path) -> None:

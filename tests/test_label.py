@@ -22,6 +22,8 @@ from jasper_ray.pipelines.targets import TargetCache
 from jasper_ray.recipe import parse_recipe
 from jasper_ray.teachers import SentenceTransformerTeacher
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:

@@ -20,6 +20,7 @@ from transformers import BertConfig, BertModel, PreTrainedTokenizerFast, Qwen2Co
 from jasper_ray import load_student
 from jasper_ray.assets import locate
 from jasper_ray.config import ConfigError
+from jasper_ray.encoders import load_sentence_transformer
 from jasper_ray.models.body import BodySettings, load_body, load_tokenizer, shape_body
 from jasper_ray.models.folder import StudentCard, load_student_folder, save_student
 from jasper_ray.models.pooling import pool

@@ -23,6 +23,8 @@ from jasper_ray.pipelines.session import ray_session
 from jasper_ray.teachers import SentenceTransformerTeacher
 from jasper_ray.training.job import latest_step
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SmallRun]:

@@ -1,5 +1,5 @@
 """Real models and texts that package registries carry, so that a first run needs pip and no model hub."""
 
-from jasper_ray.assets.cache import locate
+from jasper_ray.assets.cache import contents, locate
 
-__all__ = ["locate"]
+__all__ = ["contents", "locate"]

@@ -44,6 +44,14 @@ def locate(name: str, revision: str | None = None) -> str:
     return str(_located(name.partition(":")[2], ASSETS[name]))
 
 
+def contents(name: str) -> str:
+    """What the asset of that name holds: the sha256 of its checked file, which for a distribution's package depends on
+    the release."""
+    location = Path(locate(name))
+    folder = location if location.is_dir() else location.parent
+    return str(json.loads((folder / MARKER).read_text())["sha256"])
+
+
 def cache_folder() -> Path:
     """Where assets lie: `JASPER_RAY_CACHE`, or `~/.cache/jasper_ray`."""
     return Path(os.environ.get("JASPER_RAY_CACHE") or "~/.cache/jasper_ray").expanduser().resolve()

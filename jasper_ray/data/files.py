@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 from pyarrow import fs
 
-from jasper_ray.assets import locate
+from jasper_ray.assets import contents, locate
 from jasper_ray.config import ConfigError, fingerprint
 from jasper_ray.data.settings import Source
 
@@ -34,8 +34,8 @@ def find_files(source: Source) -> SourceFiles:
     """The files `source` names: one file, all files of its format below a folder, or what a glob matches.
 
     Names that begin with `.` or `_` are passed over in folders and globs. `content` changes when a local file gets
-    another name, size or modification time. For an asset or a remote URI it is the path alone: an asset's name stands
-    for its contents, and what a remote store lists is not trusted, so put changed remote data under a new path.
+    another name, size or modification time, or an asset other texts. For a remote URI it is the path alone: what a
+    remote store lists is not trusted, so put changed remote data under a new path.
 
     Raises `ConfigError` if there is no such file or its store does not answer.
     """
@@ -51,12 +51,15 @@ def find_files(source: Source) -> SourceFiles:
         raise ConfigError(
             f"source '{source.title}': {location} is empty; write texts into it, or change the source's path"
         )
-    content = _content(infos, path) if _is_plain_local(source, location) else fingerprint(source.path)
-    return SourceFiles(filesystem, tuple(info.path for info in infos), content)
+    return SourceFiles(filesystem, tuple(info.path for info in infos), _content(source, location, infos, path))
 
 
-def _is_plain_local(source: Source, location: str) -> bool:
-    return location == source.path and ("://" not in location or location.startswith("file://"))
+def _content(source: Source, location: str, infos: list[fs.FileInfo], path: str) -> str:
+    if location != source.path:
+        return contents(source.path)
+    if "://" not in location or location.startswith("file://"):
+        return _listing(infos, path)
+    return fingerprint(source.path)
 
 
 def _open_filesystem(source: Source, location: str) -> tuple[fs.FileSystem, str]:
@@ -119,7 +122,7 @@ def _match_parts(parts: list[str], patterns: list[str]) -> bool:
     return bool(parts) and fnmatch.fnmatchcase(parts[0], patterns[0]) and _match_parts(parts[1:], patterns[1:])
 
 
-def _content(infos: list[fs.FileInfo], path: str) -> str:
+def _listing(infos: list[fs.FileInfo], path: str) -> str:
     root = path if len(infos) > 1 or infos[0].path != path else path.rpartition("/")[0]
     return fingerprint([[info.path.removeprefix(root), info.size, info.mtime_ns] for info in infos])
 

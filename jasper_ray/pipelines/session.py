@@ -14,9 +14,6 @@ from jasper_ray.config import ConfigError, for_the_user
 
 logger = logging.getLogger(__name__)
 
-SPARE_CPUS = 0.5
-"""For reading and cutting shards, beside what teachers and trainers reserve."""
-
 
 @contextmanager
 def ray_session(cpus: float, gpus: float) -> Iterator[None]:
@@ -36,11 +33,11 @@ def ray_session(cpus: float, gpus: float) -> Iterator[None]:
         ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
     else:
         logger.info("starting a local Ray")
-        local = max(os.cpu_count() or 1, round(cpus + SPARE_CPUS + 1))
+        local = max(os.cpu_count() or 1, round(cpus + 1))
         # "local", since Ray would otherwise join whatever cluster happens to run on this machine
         ray.init("local", num_cpus=local, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     try:
-        check_room(cpus + SPARE_CPUS, gpus)
+        check_room(cpus, gpus)
         set_up_data(DataContext.get_current())
         with plain_errors():
             yield
