@@ -25,8 +25,9 @@ from jasper_ray.models.folder import StudentCard, save_student
 from jasper_ray.models.student import build_student
 from jasper_ray.pipelines.corpus import prepare_corpus
 from jasper_ray.pipelines.heads import fit_heads
+from jasper_ray.pipelines.heldout import HeldOut, label_heldout
 from jasper_ray.pipelines.label import Labeller
-from jasper_ray.pipelines.measure import HeldOut, label_heldout, measure_student, measure_teachers
+from jasper_ray.pipelines.measure import measure_student, measure_teachers
 from jasper_ray.pipelines.session import ray_session
 from jasper_ray.pipelines.targets import TargetCache
 from jasper_ray.recipe import Recipe, RidgeHeads, Stage
@@ -96,7 +97,7 @@ class Distillation:
         self.scoreboard = Scoreboard(run.evaluation, sets)
         tell_corpus(self.manifest)
         logger.info("labelling the held-out texts")
-        heldout = self.labeller_in(run.path / "heldout", teachers)
+        heldout = self.labeller_in(run.heldout, teachers)
         self.heldout: HeldOut | None = label_heldout(heldout, self.manifest.heldout, recipe.student.heads[0])
 
     def labeller_in(self, cache: Path | None, teachers: Sequence[dict[str, Any]]) -> Labeller:

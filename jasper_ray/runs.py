@@ -4,6 +4,7 @@ runs/<name>/
   recipe.yaml                       the resolved recipe
   teachers.json                     the identity of the target
   corpus/                           the prepared texts, in shards
+  heldout/                          the held-out texts' teacher vectors
   targets/                          cached teacher vectors, if the recipe keeps them
   stages/1-<name>-<fingerprint>/    stage.json, metrics.jsonl, checkpoints/, student/, DONE
   evaluation.json                   every score
@@ -76,6 +77,11 @@ class RunFolder:
     @property
     def corpus(self) -> Path:
         return self.path / "corpus"
+
+    @property
+    def heldout(self) -> Path:
+        """The held-out texts' teacher vectors."""
+        return self.path / "heldout"
 
     @property
     def student(self) -> Path:
@@ -184,7 +190,7 @@ def stage_fingerprints(
                 "student": recipe.student.model_dump(mode="json"),
                 "heads_start": recipe.heads_start.model_dump(mode="json"),
                 "seed": recipe.seed,
-                "teachers": list(teachers),
+                "teachers": [decisive(teacher) for teacher in teachers],
                 "corpus": corpus,
                 "base": base,
             }

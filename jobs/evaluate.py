@@ -1,11 +1,13 @@
-"""Measure models on evaluation sets: python jobs/evaluate.py --model DIR [--model DIR] --sets sets.yaml."""
+"""Measure models: python jobs/evaluate.py --model DIR [--model DIR] [--sets FILE] [--run DIR]."""
 
 from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 
 from jasper_ray import command
+from jasper_ray.config import ConfigError
 
 SETS = """
 a list of sets; their paths count from the folder of the list:
@@ -18,18 +20,26 @@ a list of sets; their paths count from the folder of the list:
 
 
 def arguments() -> argparse.Namespace:
-    about = "Measure models on sentence pairs, retrieval and classification sets; of a student, every head."
+    about = "Measure models on sets of your own and on a run's held-out texts; of a student, every head."
     model = "student folder, sentence-transformers folder or hub id, or asset like pypi:all-MiniLM-L6-v2; repeatable"
     dtypes = ("float32", "bfloat16", "float16")
     form = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=about, epilog=SETS, formatter_class=form)
     parser.add_argument("--model", action="append", required=True, help=model)
-    parser.add_argument("--sets", metavar="FILE", default="sets.yaml", help="YAML list of sets (default: %(default)s)")
+    parser.add_argument("--sets", metavar="FILE", help="YAML list of sets (default: sets.yaml where there is one)")
+    run = "run folder whose held-out texts and target to compare with (default: that of the first model, if it has one)"
+    parser.add_argument("--run", type=Path, metavar="DIR", help=run)
     parser.add_argument("--dim", type=int, action="append", help="measure this head alone; repeatable (default: all)")
     parser.add_argument("--json", metavar="FILE", help="write the scores to FILE too, anew after each model")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: a GPU where there is one)")
     parser.add_argument("--dtype", default="float32", choices=dtypes, help="precision (default: %(default)s)")
     return parser.parse_args()
+
+
+def run_of(model: str) -> Path | None:
+    """The run folder that a finished student lies in."""
+    folder = Path(model).parent
+    return folder if (folder / "teachers.json").is_file() else None
 
 
 def main() -> None:
@@ -39,14 +49,23 @@ def main() -> None:
 
     from jasper_ray.encoders import load_encoder
     from jasper_ray.evaluation import evaluate, label, load_sets, read_sets, render, save
+    from jasper_ray.pipelines.heldout import measure_agreement, read_heldout
 
     transformers.utils.logging.disable_progress_bar()
-    sets = read_sets(load_sets(options.sets))
+    listed = options.sets or ("sets.yaml" if Path("sets.yaml").is_file() else None)
+    run = options.run or run_of(options.model[0])
+    if not listed and not run:
+        raise ConfigError("there is nothing to measure with: give --sets FILE, --run DIR, or both")
+    sets = read_sets(load_sets(listed)) if listed else ()
+    heldout = read_heldout(run) if run else None
     records = []
     for model in options.model:
         print(f"measuring {model}", file=sys.stderr)
         encoder = load_encoder(model, options.device, options.dtype)
-        records += label(model, evaluate(encoder, sets, options.dim))
+        scores = evaluate(encoder, sets, options.dim)
+        if heldout:
+            scores += measure_agreement(encoder, heldout, options.dim)
+        records += label(model, scores)
         if options.json:
             save(records, options.json)
     print(render(records))

@@ -118,6 +118,22 @@ def test_the_finished_student_is_what_sentence_transformers_loads_at_every_head(
         np.testing.assert_allclose(ours.encode(texts, dim=dim), theirs, atol=1e-5)
 
 
+def test_any_model_can_be_measured_on_a_runs_held_out_texts(job: Path) -> None:
+    evaluate = [sys.executable, str(ROOT / "jobs" / "evaluate.py"), "--model", str(job / "run" / "student")]
+    done = subprocess.run(
+        [*evaluate, "--model", "pypi:all-MiniLM-L6-v2", "--json", "scores.json"],
+        cwd=job,
+        text=True,
+        capture_output=True,
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stderr
+    found = load(job / "scores.json")
+    in_run = [record for record in load(job / "run" / "evaluation.json") if record.moment == "2-second"]
+    assert [record.value for record in found if record.dim != 384] == pytest.approx([r.value for r in in_run], abs=1e-5)
+    assert {record.metric for record in found if record.dim == 384} == {"gram_error", "pair_order"}
+
+
 def test_the_table_has_every_moment(job: Path) -> None:
     moments = {record.moment for record in load(job / "run" / "evaluation.json")}
     assert {"start", "1-first", "2-second", "ridge"} <= moments

@@ -469,7 +469,7 @@ def test_the_command_explains_itself() -> None:
 def test_the_command_leaves_with_one_sentence(tmp_path: Path) -> None:
     found = command(tmp_path, "--model", "anything")
     assert found.returncode == 2
-    assert found.stderr.splitlines()[-1].startswith("error: the list of evaluation sets sets.yaml cannot be read")
+    assert found.stderr.splitlines()[-1].startswith("error: there is nothing to measure with: give --sets FILE")
     assert "Traceback" not in found.stderr
 
 

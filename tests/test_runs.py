@@ -30,8 +30,10 @@ def recipe(values: dict[str, Any]) -> Recipe:
     return parse_recipe(values, "test")
 
 
-def prints(values: dict[str, Any], teachers: list[dict[str, Any]] = TEACHERS, corpus: str = "c") -> list[str]:
-    return stage_fingerprints(recipe(values), teachers, corpus)
+def prints(
+    values: dict[str, Any], teachers: list[dict[str, Any]] = TEACHERS, corpus: str = "c", base: str | None = None
+) -> list[str]:
+    return stage_fingerprints(recipe(values), teachers, corpus, base)
 
 
 # ---- Fingerprints ----
@@ -67,7 +69,15 @@ def test_a_changed_stage_is_trained_again_and_all_after_it(values: dict[str, Any
 
 @pytest.mark.parametrize(
     "change",
-    [{"checkpoint_every": 7}, {"max_restarts": 0}, {"cpus_per_worker": 2}, {"gpus_per_worker": 1}, {"threads": 3}],
+    [
+        {"checkpoint_every": 7},
+        {"max_restarts": 0},
+        {"cpus_per_worker": 2},
+        {"gpus_per_worker": 1},
+        {"threads": 3},
+        {"group_rows": 16},
+        {"gradient_checkpointing": True},
+    ],
     ids=lambda change: next(iter(change)),
 )
 def test_how_a_stage_runs_is_no_part_of_what_it_makes(values: dict[str, Any], change: dict[str, Any]) -> None:
@@ -85,9 +95,11 @@ def test_a_changed_beginning_changes_everything(values: dict[str, Any]) -> None:
         prints(values, [TEACHERS[0], {**TEACHERS[1], "weight": 2.0}]),
         prints(values, TEACHERS[::-1]),
         prints(values, corpus="d"),
+        prints(values, base="other weights"),
     ]
     assert all(not set(before) & set(other) for other in others)
     assert prints({**values, "name": "other", "targets": {"type": "live"}}) == before
+    assert prints(values, [{**teacher, "dim": None} for teacher in TEACHERS]) == before  # told or not, it is the same
 
 
 # ---- Opening ----

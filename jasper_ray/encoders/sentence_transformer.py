@@ -108,11 +108,12 @@ def choose_head(model: SentenceTransformer, head: int, location: str, revision: 
     Raises:
         ConfigError: the model has no dense layer, or no such folder.
     """
+    # a folder that is missing is read as an empty configuration, hence the TypeError below
     places = [place for place, module in enumerate(model) if type(module).__name__ == "Dense"]
     folder = f"2_Dense_{head}"
     try:
         dense = type(model[places[-1]]).load(location, subfolder=folder, revision=revision)
-    except (IndexError, OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except (IndexError, OSError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
         raise ConfigError(
             f"{location!r} has no dense layer {folder} ({first_line(error)}); mend or remove head"
         ) from error

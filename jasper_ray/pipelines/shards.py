@@ -10,6 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 
 from jasper_ray.data.columns import seconds_column, vector_column
 from jasper_ray.data.order import Visit, row_order
@@ -29,13 +30,18 @@ class ReadShard:
         if len(batch["file"]) != 1:
             raise AssertionError("a block must hold one visit")
         table = read_shard(self.corpus / str(batch["file"][0]))
-        columns: Batch = {name: table[name].fill_null("").to_numpy() for name in ("id", "text", "prompt")}
+        columns = read_rows(table)
         visit = Visit(
             **{name: values[0].item() if hasattr(values[0], "item") else values[0] for name, values in batch.items()}
         )
         columns["shard"] = np.full(len(table), visit.sha256, dtype=object)
         columns["position"] = positions(visit)
         return columns
+
+
+def read_rows(table: pa.Table) -> Batch:
+    """A shard's rows as arrays; an empty string stands for no prompt."""
+    return {name: table[name].fill_null("").to_numpy() for name in ("id", "text", "prompt")}
 
 
 def positions(visit: Visit) -> np.ndarray:
