@@ -192,9 +192,8 @@ class Distillation:
         if not (folder / "ridge").is_dir():
             logger.info("fitting heads to all training texts, to compare with")
             dataset = self.labeller.label_shards(self.manifest.train)
-            heads = self.recipe.heads_start
-            ridge = heads if isinstance(heads, RidgeHeads) else RidgeHeads(type="ridge")
-            self.fit(folder / "random_heads", dataset, ridge.regularisation, folder / "ridge")
+            regularisation = RidgeHeads(type="ridge").regularisation  # for many texts, however few the start was given
+            self.fit(folder / "random_heads", dataset, regularisation, folder / "ridge")
         return folder / "ridge"
 
     def fit(self, start: Path, dataset: Dataset, regularisation: float, destination: Path) -> None:
