@@ -11,7 +11,7 @@ import yaml
 from small_run import LOSSES, recipe_values, stage
 
 from jasper_ray.config import ConfigError
-from jasper_ray.dry_run import check_patterns, least_resources, total_learning
+from jasper_ray.dry_run import SPARE_CPUS, check_patterns, least_resources, total_learning
 from jasper_ray.recipe import dump_recipe, load_recipe, parse_recipe, read_yaml, shipped_recipes
 
 
@@ -36,7 +36,7 @@ def test_jasper_trains_what_the_paper_says() -> None:
 
 def test_resources_of_pools_and_the_largest_stage_add_up(values: dict[str, Any]) -> None:
     values["stages"][1] |= {"workers": 2, "cpus_per_worker": 3, "gpus_per_worker": 1}
-    assert least_resources(parse_recipe(values, "test")) == (0.25 + 0.25 + 6, 2)
+    assert least_resources(parse_recipe(values, "test")) == (0.25 + 0.25 + 6 + SPARE_CPUS, 2)
 
 
 def test_numbers_without_a_dot_are_numbers(tmp_path: Path) -> None:
