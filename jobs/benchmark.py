@@ -1,4 +1,4 @@
-"""Measure us and a peer in turn on the same work: python jobs/benchmark.py NAME [--output FILE.json]."""
+"""Measure speed and memory, us and a peer in turn where there is one: python jobs/benchmark.py NAME [--output FILE.json]."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from typing import Any
 import torch
 
 from jasper_ray import command
-from jasper_ray.benchmarks import distill, losses
+from jasper_ray.benchmarks import distill, losses, stream, train
 from jasper_ray.recipe import load_recipe
 
 Records = list[dict[str, Any]]
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Measure us and a peer in turn on the same work.")
+    parser = argparse.ArgumentParser(description="Measure speed and memory, us and a peer in turn where there is one.")
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--output", type=Path, metavar="FILE.json", help="keep the figures, with machine and date")
     named = parser.add_subparsers(dest="name", required=True, metavar="NAME")
@@ -37,6 +37,21 @@ def arguments() -> argparse.Namespace:
     of_distill.add_argument("--rounds", type=int, default=2, help="times each side runs (default 2)")
     of_distill.add_argument("--threads", type=int, default=os.cpu_count(), help="of what has the machine to itself")
     of_distill.set_defaults(run=run_distill)
+    of_train = named.add_parser(
+        "train", parents=[common], help="a recipe's stages alone, and their share of the device"
+    )
+    of_train.add_argument("--recipe", default="quickstart", help="whose student and stages (quickstart)")
+    of_train.add_argument("--batch", type=int, help="texts in a step, all in one pass (the stage's micro-batch)")
+    of_train.add_argument("--tokens", type=int, help="tokens of every text (the student's max_length)")
+    of_train.add_argument("--steps", type=int, default=10, help="timed steps of a stage (default 10)")
+    of_train.add_argument("--peak", type=float, metavar="TFLOPS", help="of the device (measured when left out)")
+    of_train.add_argument("--threads", type=int, default=os.cpu_count(), help="torch's threads on processors")
+    of_train.set_defaults(run=run_train)
+    of_stream = named.add_parser(
+        "stream", parents=[common], help="a run over many short lines, and the memory it takes"
+    )
+    of_stream.add_argument("--rows", type=int, default=1_000_000, help="lines of the corpus (default 1000000)")
+    of_stream.set_defaults(run=run_stream)
     return parser.parse_args()
 
 
@@ -49,6 +64,17 @@ def run_distill(options: argparse.Namespace) -> tuple[Records, Callable[[Records
         recipe = load_recipe(options.recipe)
         records = distill.benchmark_distill(recipe, options.rows, options.rounds, options.threads, Path(folder))
     return records, distill.render
+
+
+def run_train(options: argparse.Namespace) -> tuple[Records, Callable[[Records], str]]:
+    recipe = load_recipe(options.recipe)
+    sizes = options.batch, options.tokens, options.steps
+    return train.benchmark_train(recipe, *sizes, options.threads, options.peak), train.render
+
+
+def run_stream(options: argparse.Namespace) -> tuple[Records, Callable[[Records], str]]:
+    with tempfile.TemporaryDirectory() as folder:
+        return stream.benchmark_stream(options.rows, Path(folder)), stream.render
 
 
 def machine() -> dict[str, str]:

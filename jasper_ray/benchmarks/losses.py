@@ -14,12 +14,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from jasper_ray.benchmarks.process import forget_peak, resident
 from jasper_ray.benchmarks.table import table
 from jasper_ray.losses import count_comparisons, relative_similarity_loss
 from jasper_ray.losses.reference import matrix_relative_similarity
@@ -102,16 +102,10 @@ def growth(form: str, size: int, threads: int) -> float:
     """MiB by which this process's peak grows in one call, after a small one has loaded what there is to load."""
     torch.set_num_threads(threads)
     value_and_gradient(form, 16, "cpu")
-    Path("/proc/self/clear_refs").write_text("5")  # Linux forgets the peak so far, which a child inherits
+    forget_peak()
     before = resident("VmRSS")
     value_and_gradient(form, size, "cpu")
     return (resident("VmHWM") - before) / 1024
-
-
-def resident(figure: str) -> int:
-    """KiB of memory that Linux counts for this process: `VmRSS` now, `VmHWM` at its peak."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(figure))
 
 
 def render(records: list[dict[str, Any]]) -> str:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import time
 import uuid
 from collections.abc import Iterable
@@ -16,6 +15,7 @@ from functools import partial
 
 import numpy as np
 
+from jasper_ray.benchmarks.process import lone_rank
 from jasper_ray.benchmarks.work import Work
 from jasper_ray.data import Shard
 from jasper_ray.data.columns import vector_column
@@ -109,16 +109,19 @@ def train_alone(work: Work, rows: int, passes: int) -> dict[str, float]:
     os.environ.update(worker_environment(on_gpu=False), **lone_rank())
     import torch
 
-    from jasper_ray.training.loop import Worker, choose_attention
+    from jasper_ray.models.folder import load_student_folder
+    from jasper_ray.training.loop import Worker, choose_attention, micro_batches
 
     torch.set_num_threads(work.threads)
     job = stage_job(work, rows * passes)
     device = torch.device("cpu")
     choose_attention(device)
-    worker = Worker(job, device)
+    student, tokenizer, card = load_student_folder(job.start)
+    worker = Worker(job, student, device)
     worker.engine.train()
     plan = {"seed": job.seed, "batch_size": work.stage.batch_size, "first_step": 0, "last_step": job.total_steps}
-    stream = worker.micro_batches(iter(micro_batches(work, plan_visits(work.shards(rows), **plan))))
+    blocks = cached_blocks(work, plan_visits(work.shards(rows), **plan))
+    stream = micro_batches(job, tokenizer, card, iter(blocks))
     warm_up = min(WARM_UP_STEPS, job.total_steps - 1)
     for step in range(warm_up):
         worker.step(step, stream)
@@ -130,15 +133,7 @@ def train_alone(work: Work, rows: int, passes: int) -> dict[str, float]:
     return {"texts_per_s": steps_per_s * work.stage.batch_size, "start_up_s": ready - began}
 
 
-def lone_rank() -> dict[str, str]:
-    """What torch.distributed reads from the environment, for a world of one."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    return {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-
-
-def micro_batches(work: Work, planned: Iterable[Visit]) -> list[Batch]:
+def cached_blocks(work: Work, planned: Iterable[Visit]) -> list[Batch]:
     """The labelled rows of the visits, in training order, a micro-batch each; shards hold whole micro-batches."""
     rows = work.stage.micro_rows
     blocks = [labelled_rows(work, visit) for visit in planned]

@@ -5,13 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
+from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
 from ray.train.torch import get_device
 
 from jasper_ray.losses import LossTerms, Objective
-from jasper_ray.models.folder import load_student_folder, save_student
+from jasper_ray.models.folder import StudentCard, load_student_folder, save_student
 from jasper_ray.models.student import Student
 from jasper_ray.training import checkpoints
 from jasper_ray.training.ahead import ahead
@@ -19,6 +20,9 @@ from jasper_ray.training.engine import Engine, build_engine, trained_weights, up
 from jasper_ray.training.feed import Collate, MicroBatch, Rows
 from jasper_ray.training.job import StageJob, StageStopped
 from jasper_ray.training.metrics import MetricsLog, StepClock
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 def train(job: StageJob, rows: Iterator[Rows]) -> None:
@@ -30,31 +34,30 @@ def train(job: StageJob, rows: Iterator[Rows]) -> None:
     torch.manual_seed(job.seed)
     device = get_device()
     choose_attention(device)
-    worker = Worker(job, device)
+    student, tokenizer, card = load_student_folder(job.start)
+    worker = Worker(job, student, device)
     first_step = checkpoints.restore(worker.engine, job.folder.checkpoints)
     if first_step < job.total_steps:
-        worker.run(first_step, rows)
+        worker.run(first_step, micro_batches(job, tokenizer, card, rows))
     export(worker.engine, job)
 
 
 class Worker:
-    """One rank's engine, objective and tokenizer."""
+    """One rank's engine and objective."""
 
-    def __init__(self, job: StageJob, device: torch.device) -> None:
-        student, self.tokenizer, self.card = load_student_folder(job.start)
+    def __init__(self, job: StageJob, student: Student, device: torch.device) -> None:
         prepare(student, job)
         self.job = job
         self.device = device
         self.engine: Engine = build_engine(student.to(device), job.stage, job.total_steps, device)
         self.objective = Objective(job.stage.losses, job.stage.scope, job.stage.reduction)
 
-    def run(self, first_step: int, rows: Iterator[Rows]) -> None:
+    def run(self, first_step: int, stream: Iterator[MicroBatch]) -> None:
         """Steps `first_step` to the end, with metrics from rank 0 and checkpoints from all."""
         job, engine = self.job, self.engine
         engine.train()
         with ExitStack() as stack:
             log = stack.enter_context(MetricsLog(job.folder.metrics, first_step)) if dist.get_rank() == 0 else None
-            stream = self.micro_batches(rows)
             for step in range(first_step, job.total_steps):
                 record = self.step(step, stream)
                 if log:
@@ -95,11 +98,13 @@ class Worker:
         stop_if_not_finite(losses.total, "the loss", micro.ids)
         return losses
 
-    def micro_batches(self, rows: Iterator[Rows]) -> Iterator[MicroBatch]:
-        """The rows as the model takes them, made ahead of time in a thread."""
-        card, group_rows = self.card, self.job.stage.group_rows
-        collate = Collate(self.tokenizer, card.max_length, group_rows, card.prompts, self.job.target_parts)
-        return ahead(map(collate, rows))
+
+def micro_batches(
+    job: StageJob, tokenizer: PreTrainedTokenizerBase, card: StudentCard, rows: Iterator[Rows]
+) -> Iterator[MicroBatch]:
+    """The rows as the model takes them, made ahead of time in a thread."""
+    collate = Collate(tokenizer, card.max_length, job.stage.group_rows, card.prompts, job.target_parts)
+    return ahead(map(collate, rows))
 
 
 def choose_attention(device: torch.device) -> None:

@@ -1,0 +1,35 @@
+"""Processes of their own for what is measured, what they need, and how much memory they take."""
+
+from __future__ import annotations
+
+import multiprocessing
+import socket
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+
+def in_fresh_process(function: Callable[..., dict[str, float]], *arguments: Any) -> dict[str, float]:
+    """Call it in a Python of its own, so that nothing is warm that a user's run would find cold."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
+        return process.submit(function, *arguments).result()
+
+
+def lone_rank() -> dict[str, str]:
+    """What torch.distributed reads from the environment, for a world of one."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    return {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+
+
+def forget_peak() -> None:
+    """Let `resident("VmHWM")` count from now on: Linux hands a parent's peak to its children."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def resident(figure: str) -> int:
+    """KiB of memory that Linux counts for this process: `VmRSS` now, `VmHWM` at its peak."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(figure))

@@ -1,0 +1,166 @@
+"""Training alone: how fast a recipe's stages step on this machine's device, and how much of the device that uses.
+
+One worker, whole micro-batches of full length, vectors that nobody labelled: what is measured does not depend on what
+the texts mean. The engine, the objective and the step are those of a run. Where the recipe declares the body's
+architecture its weights are random, so that nothing is downloaded.
+"""
+
+# Shape legend: B texts, T tokens, E size of the target.
+
+from __future__ import annotations
+
+import itertools
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.nn import functional as F
+
+from jasper_ray.benchmarks.process import in_fresh_process, lone_rank, resident
+from jasper_ray.benchmarks.table import table
+from jasper_ray.dry_run import trained_parameters
+from jasper_ray.models.student import Student, StudentSettings, build_student
+from jasper_ray.models.tokens import TokenGroup
+from jasper_ray.recipe import Recipe, Stage
+from jasper_ray.runs import StageFolder
+from jasper_ray.training.job import StageJob
+from jasper_ray.training.stage import worker_environment
+
+if TYPE_CHECKING:
+    from jasper_ray.training.feed import MicroBatch
+
+WARM_UP_STEPS = 2
+MATRIX = {"cuda": 8192, "cpu": 2048}
+"""Rows and columns of the matrices whose product shows what a device can do."""
+PRODUCTS = 20
+COLUMNS = ("stage", "learns_m", "texts_per_s", "tokens_per_s", "tflops", "peak_tflops", "share_of_peak", "memory_gib")
+
+
+def benchmark_train(
+    recipe: Recipe, batch: int | None, tokens: int | None, steps: int, threads: int, peak_tflops: float | None
+) -> list[dict[str, Any]]:
+    """One record a stage, each in a process of its own.
+
+    Args:
+        batch: texts in a step, in one forward pass; the stage's micro-batch when None.
+        tokens: tokens of every text; the student's max_length when None.
+        peak_tflops: what the device's maker promises, in 10^12 operations a second; when None, what one large matrix
+            product reaches in the stage's precision.
+    """
+    student = without_download(recipe.student)
+    tokens = tokens or student.max_length
+    stages = [alone(stage, batch or stage.micro_rows, steps) for stage in recipe.stages]
+    parts = tuple((teacher.name, teacher.weight) for teacher in recipe.teachers)
+    return [
+        {"stage": stage.name, **in_fresh_process(step_alone, student, stage, parts, tokens, threads, peak_tflops)}
+        for stage in stages
+    ]
+
+
+def without_download(settings: StudentSettings) -> StudentSettings:
+    """The same student, its body's weights random where the recipe says what to draw."""
+    random = settings.body.architecture is not None
+    return settings.model_copy(update={"body": settings.body.model_copy(update={"random_weights": random})})
+
+
+def alone(stage: Stage, batch: int, steps: int) -> Stage:
+    """The stage on one worker, a batch in one forward pass."""
+    changed = {"workers": 1, "batch_size": batch, "micro_batch_size": batch, "passes": None}
+    return Stage.model_validate({**stage.model_dump(), **changed, "steps": WARM_UP_STEPS + steps})
+
+
+def step_alone(
+    settings: StudentSettings,
+    stage: Stage,
+    parts: tuple[tuple[str, float], ...],
+    tokens: int,
+    threads: int,
+    peak_tflops: float | None,
+) -> dict[str, float]:
+    """Steps of one stage after a warm-up: texts a second, operations a second, memory at the peak."""
+    device = torch.device("cuda" if stage.gpus_per_worker and torch.cuda.is_available() else "cpu")
+    os.environ.update(worker_environment(on_gpu=device.type == "cuda"), **lone_rank())
+    from jasper_ray.training.loop import Worker, choose_attention
+
+    torch.set_num_threads(threads)
+    choose_attention(device)
+    promised = peak_tflops or product_tflops(device, stage.precision)
+    student = build_student(settings, seed=0)
+    learns = trained_parameters(student, stage)
+    micro = full_batch(student, stage, tokens)
+    operations = text_operations(student.to(device), stage, micro) * stage.batch_size
+    steps = stage.steps or 0
+    job = StageJob(stage, Path(), StageFolder(Path()), steps, parts, settings.dropout, seed=0)
+    worker = Worker(job, student, device)
+    worker.engine.train()
+    stream = in_turn(micro)
+    for step in range(WARM_UP_STEPS):
+        worker.step(step, stream)
+    began = time.perf_counter()
+    for step in range(WARM_UP_STEPS, steps):
+        worker.step(step, stream)  # ends with the loss on the processor: nothing is left under way
+    seconds = (time.perf_counter() - began) / (steps - WARM_UP_STEPS)
+    torch.distributed.destroy_process_group()
+    on_gpu = device.type == "cuda"
+    return {
+        "learns_m": learns / 1e6,
+        "texts_per_s": stage.batch_size / seconds,
+        "tokens_per_s": stage.batch_size * tokens / seconds,
+        "tflops": operations / seconds / 1e12,
+        "peak_tflops": promised,
+        "share_of_peak": operations / seconds / 1e12 / promised,
+        "memory_gib": torch.cuda.max_memory_allocated() / 2**30 if on_gpu else resident("VmHWM") / 2**20,
+    }
+
+
+def full_batch(student: Student, stage: Stage, tokens: int) -> MicroBatch:
+    """A micro-batch without padding, in the stage's groups."""
+    from jasper_ray.training.feed import MicroBatch
+
+    generator = torch.Generator().manual_seed(0)
+    vocabulary = student.body.config.vocab_size
+    ids_BT = torch.randint(vocabulary, (stage.batch_size, tokens), generator=generator)
+    target_BE = F.normalize(torch.randn(stage.batch_size, student.dims[0], generator=generator))
+    groups = [TokenGroup(ids, torch.ones_like(ids)) for ids in ids_BT.split(stage.group_rows)]
+    return MicroBatch([str(row) for row in range(stage.batch_size)], 0, groups, target_BE, {})
+
+
+def in_turn(micro: MicroBatch) -> Iterator[MicroBatch]:
+    """The same rows again and again, at the places where a stage expects them."""
+    return (replace(micro, position=round_ * micro.rows) for round_ in itertools.count())
+
+
+def text_operations(student: Student, stage: Stage, micro: MicroBatch) -> float:
+    """Floating-point operations that the method asks for a text, forward and backward, as torch counts them in one
+    text of the batch: what checkpointing computes twice counts once."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    student.freeze_all_but(stage.train)
+    first = TokenGroup(micro.groups[0].ids_BT[:1], micro.groups[0].mask_BT[:1]).to(next(student.parameters()).device)
+    with FlopCounterMode(display=False) as counter:
+        vectors = student([first], tuple(stage.losses))
+        torch.cat(vectors, dim=1).sum().backward()
+    student.zero_grad(set_to_none=True)
+    return float(counter.get_total_flops())
+
+
+def product_tflops(device: torch.device, precision: str) -> float:
+    """10^12 operations a second of a product of two square matrices."""
+    size = MATRIX[device.type]
+    one = torch.ones(size, size, device=device, dtype=torch.bfloat16 if precision == "bf16" else torch.float32)
+    best = 0.0
+    for _ in range(PRODUCTS):
+        began = time.perf_counter()
+        product = one @ one
+        product[0, 0].item()  # waits for the device
+        best = max(best, 2 * size**3 / (time.perf_counter() - began) / 1e12)
+    return best
+
+
+def render(records: list[dict[str, Any]]) -> str:
+    """The records as a table."""
+    return table(records, COLUMNS)
