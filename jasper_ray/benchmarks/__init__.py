@@ -1,1 +1,1 @@
-"""What our speed is worth: each benchmark does the same work our way and a peer's way, in turn."""
+"""What our speed and memory are worth: measured in fresh processes, us and a peer in turn where there is one."""
