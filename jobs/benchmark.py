@@ -1,4 +1,4 @@
-"""Measure speed and memory, us and a peer in turn where there is one: python jobs/benchmark.py NAME [--output FILE.json]."""
+"""Measure speed and memory, us and a peer in turn where there is one: python jobs/benchmark.py NAME."""
 
 from __future__ import annotations
 

@@ -1,28 +1,16 @@
-"""Teachers: which models a target is made of, what identifies them, and how their vectors become one target.
-
-The target of a text is its teachers' unit vectors, each scaled by √weight, one beside the other, normalised
-again (arXiv 2412.19048, section 2.1). Its Gram matrix is then the weighted mean of the teachers' cosines.
-"""
-
-# Shape legend: B rows, D size of one teacher's vectors, E size of the target.
+"""Which models a target is made of, what each takes to run, and what identifies it."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import numpy as np
-import torch
 from pydantic import Discriminator, Field, Tag, model_validator
-from torch import Tensor
 
 from jasper_ray.assets.identity import weights_identity
 from jasper_ray.config import ConfigError, Settings, fingerprint
 from jasper_ray.encoders import Dtype, Encoder, HashEncoder, load_sentence_transformer
-from jasper_ray.encoders.base import known_dim
-from jasper_ray.vectors import normalise
 
 
 class ActorPool(Settings):
@@ -208,108 +196,3 @@ def described(teacher: Teacher) -> dict[str, Any]:
 def folder_name(text: str) -> str:
     """`text` with everything but letters, digits, dot, dash and underscore made a dash."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", text) or "teacher"
-
-
-def check_vectors(vectors_BD: np.ndarray, texts: Sequence[str], teacher: str, dim: int | None) -> None:
-    """Stop vectors that would poison a target at the door.
-
-    Raises:
-        ConfigError: the row count or size is wrong, or a row is not finite, zero, or not of length 1; it names the
-            teacher and the first such text.
-    """
-    if vectors_BD.ndim != 2 or len(vectors_BD) != len(texts):
-        raise ConfigError(f"teacher {teacher!r} returned shape {vectors_BD.shape} for {len(texts)} texts")
-    if dim is not None and vectors_BD.shape[1] != dim:
-        raise ConfigError(
-            f"teacher {teacher!r} returned vectors of size {vectors_BD.shape[1]}, but dim says {dim}; mend dim"
-        )
-    lengths_B = np.linalg.norm(vectors_BD.astype(np.float32), axis=1)
-    faults = (
-        ("not finite", ~np.isfinite(lengths_B)),
-        ("zero", lengths_B == 0),
-        ("not of length 1", abs(lengths_B - 1) > 1e-3),
-    )
-    for fault, bad_B in faults:
-        if bad_B.any():
-            text = texts[int(bad_B.argmax())]
-            raise ConfigError(
-                f"teacher {teacher!r} returned a vector that is {fault} for the text {text[:80]!r} "
-                f"({int(bad_B.sum())} of {len(texts)} rows); try dtype float32, or leave such texts out of the corpus"
-            )
-
-
-def fuse(columns: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
-    """The target `[B, E]`, float32 unit rows, from one `[B, D]` tensor a teacher, in the recipe's order."""
-    parts = [
-        torch.nn.functional.normalize(column_BD.float(), dim=1) * weight**0.5
-        for column_BD, weight in zip(columns, weights, strict=True)
-    ]
-    return torch.nn.functional.normalize(torch.cat(parts, dim=1), dim=1)
-
-
-class TeacherEncoder:
-    """A loaded teacher as the target sees it: its own prompts, its truncation, and its vectors checked at the door."""
-
-    def __init__(self, teacher: Teacher, model: Encoder) -> None:
-        self.teacher = teacher
-        self.model = model
-        self.prompts = teacher.prompts
-
-    @property
-    def dims(self) -> tuple[int, ...]:
-        return (self.teacher.truncate or self.model.dims[0],)
-
-    def encode(self, texts: Sequence[str], prompt_name: str | None = None, dim: int | None = None) -> np.ndarray:
-        """See `Encoder.encode`."""
-        known_dim(self.dims, dim)
-        return self.encode_mixed(texts, [prompt_name] * len(texts))
-
-    def encode_heads(self, texts: Sequence[str], prompt_name: str | None = None) -> dict[int, np.ndarray]:
-        """See `Encoder.encode_heads`."""
-        return {self.dims[0]: self.encode(texts, prompt_name)}
-
-    def encode_mixed(self, texts: Sequence[str], prompt_names: Sequence[str | None]) -> np.ndarray:
-        """Unit vectors `[B, D]` of texts that each have their own prompt name, or none."""
-        prompts = [self.teacher.prompt_text(name) for name in prompt_names]
-        vectors_BD = np.empty((len(texts), self.model.dims[0]), np.float32)
-        for prompt in sorted(set(prompts)):
-            rows = [row for row, own in enumerate(prompts) if own == prompt]
-            read = [texts[row] + self.teacher.suffix for row in rows]
-            part_ND = self.model.encode(read, prompt)
-            check_vectors(part_ND, read, self.teacher.name, getattr(self.teacher, "dim", None))
-            vectors_BD[rows] = part_ND
-        if self.teacher.truncate is not None:
-            vectors_BD = cut(vectors_BD, self.teacher.truncate, self.teacher.name)
-            check_vectors(vectors_BD, texts, self.teacher.name, self.teacher.truncate)
-        return vectors_BD
-
-
-class Together:
-    """Several teachers as one encoder: what a perfect student would be."""
-
-    def __init__(self, teachers: Sequence[TeacherEncoder]) -> None:
-        self.teachers = teachers
-        self.prompts = {name: text for teacher in teachers for name, text in teacher.prompts.items()}
-
-    @property
-    def dims(self) -> tuple[int, ...]:
-        return (sum(teacher.dims[0] for teacher in self.teachers),)
-
-    def encode(self, texts: Sequence[str], prompt_name: str | None = None, dim: int | None = None) -> np.ndarray:
-        """See `Encoder.encode`."""
-        known_dim(self.dims, dim)
-        columns = [torch.from_numpy(teacher.encode(texts, prompt_name)) for teacher in self.teachers]
-        return fuse(columns, [teacher.teacher.weight for teacher in self.teachers]).numpy()
-
-    def encode_heads(self, texts: Sequence[str], prompt_name: str | None = None) -> dict[int, np.ndarray]:
-        """See `Encoder.encode_heads`."""
-        return {self.dims[0]: self.encode(texts, prompt_name)}
-
-
-def cut(vectors_BD: np.ndarray, size: int, teacher: str) -> np.ndarray:
-    """The first `size` dimensions, of length 1 again."""
-    if size > vectors_BD.shape[1]:
-        raise ConfigError(
-            f"teacher {teacher!r}: truncate is {size}, but its vectors have only {vectors_BD.shape[1]} dimensions"
-        )
-    return normalise(vectors_BD[:, :size])

@@ -1,0 +1,27 @@
+"""The recipe: everything a run is told, in one strict YAML file, checked whole before anything starts."""
+
+from jasper_ray.recipe.loading import (
+    dump_recipe,
+    load_recipe,
+    parse_recipe,
+    read_yaml,
+    shipped_recipes,
+    with_sets,
+)
+from jasper_ray.recipe.schema import CachedTargets, LiveTargets, RandomHeads, Recipe, RidgeHeads
+from jasper_ray.recipe.stage import Stage
+
+__all__ = [
+    "CachedTargets",
+    "LiveTargets",
+    "RandomHeads",
+    "Recipe",
+    "RidgeHeads",
+    "Stage",
+    "dump_recipe",
+    "load_recipe",
+    "parse_recipe",
+    "read_yaml",
+    "shipped_recipes",
+    "with_sets",
+]

@@ -1,0 +1,143 @@
+"""The recipe: everything a run is told, and whether its parts fit together."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from jasper_ray.config import ConfigError, Settings
+from jasper_ray.data import Corpus
+from jasper_ray.evaluation import EvaluationSet
+from jasper_ray.models.student import StudentSettings
+from jasper_ray.recipe.stage import Stage
+from jasper_ray.teachers import Teacher
+
+
+class RandomHeads(Settings):
+    """Heads start from torch's usual random weights."""
+
+    type: Literal["random"] = "random"
+
+
+class RidgeHeads(Settings):
+    """Heads start from a closed-form ridge fit on the frozen body: where training them alone would end.
+
+    The full head is fitted to the target, every other head to the target's leading principal directions.
+    """
+
+    type: Literal["ridge"]
+    rows: int = Field(default=4096, ge=8)
+    """Labelled training texts the fit sees."""
+    regularisation: float = Field(default=0.03, gt=0)
+    """Ridge strength, as a share of the mean variance of the pooled state."""
+
+
+HeadStart = Annotated[RandomHeads | RidgeHeads, Field(discriminator="type")]
+
+
+class LiveTargets(Settings):
+    """Teachers label every pass anew; no vector touches a disk."""
+
+    type: Literal["live"]
+
+
+class CachedTargets(Settings):
+    """The first pass labels and keeps; later passes, stages and runs read."""
+
+    type: Literal["cached"]
+    path: str | None = None
+    """A folder that several runs may share; `targets` in the run folder when left out. Vectors are kept in float16."""
+
+
+Targets = Annotated[LiveTargets | CachedTargets, Field(discriminator="type")]
+
+
+class Evaluation(Settings):
+    """What is measured before training and after each stage, on held-out texts and on sets of your own."""
+
+    sets: tuple[EvaluationSet, ...] = ()
+    """Sentence pairs with scores, query–document sets, labelled texts."""
+    teachers: bool = True
+    """Measure each teacher, and the teachers together, on the sets too."""
+    ridge: bool = True
+    """Also measure the starting student with a closed-form ridge fit of its heads on all training texts."""
+
+
+class Recipe(Settings):
+    """A whole run."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_.-]*$")
+    """Names the run folder."""
+    seed: int = 0
+    """Decides the shuffle, augmentation, random heads and everything else that is drawn."""
+    student: StudentSettings
+    heads_start: HeadStart = RandomHeads()
+    teachers: tuple[Teacher, ...] = Field(min_length=1)
+    corpus: Corpus
+    targets: Targets = LiveTargets(type="live")
+    stages: tuple[Stage, ...] = Field(min_length=1)
+    evaluation: Evaluation = Evaluation()
+
+    @model_validator(mode="after")
+    def _parts_fit_together(self) -> Recipe:
+        check_names(self)
+        check_prompts(self)
+        check_losses(self)
+        check_target_size(self)
+        return self
+
+
+def check_names(recipe: Recipe) -> None:
+    """Names that become folders and columns are unique."""
+    for place, names in (("stages", [s.name for s in recipe.stages]), ("teachers", [t.name for t in recipe.teachers])):
+        repeated = sorted({name for name in names if names.count(name) > 1})
+        if repeated:
+            raise ConfigError(f"{place}: the name {repeated[0]!r} appears more than once; give each its own name")
+
+
+def check_prompts(recipe: Recipe) -> None:
+    """Every prompt that a source or teacher names is one the student has."""
+    known = set(recipe.student.prompts)
+    named = [
+        (f"corpus.sources.{i}.prompt", source.prompt) for i, source in enumerate(recipe.corpus.sources) if source.prompt
+    ]
+    named += [
+        (f"teachers.{i}.prompts", prompt) for i, teacher in enumerate(recipe.teachers) for prompt in teacher.prompts
+    ]
+    for place, prompt in named:
+        if prompt not in known:
+            raise ConfigError(
+                f"{place}: {prompt!r} is not among student.prompts ({', '.join(sorted(known)) or 'none'})"
+            )
+
+
+def check_losses(recipe: Recipe) -> None:
+    """Losses name heads that exist, cosine only the full head, and no head stays untrained."""
+    heads = recipe.student.heads
+    for stage in recipe.stages:
+        for dim, losses in stage.losses.items():
+            if dim not in heads:
+                raise ConfigError(f"stage {stage.name!r}: losses names head {dim}, but student.heads are {list(heads)}")
+            if losses.cosine and dim != heads[0]:
+                raise ConfigError(
+                    f"stage {stage.name!r}: cosine compares coordinates, so only the full head {heads[0]} can have it; "
+                    f"remove it from head {dim}"
+                )
+    trained = {dim for stage in recipe.stages for dim in stage.losses}
+    idle = [dim for dim in heads if dim not in trained]
+    if idle:
+        raise ConfigError(
+            f"student.heads: no stage's losses train head {idle[0]}; give it losses in a stage, or remove it"
+        )
+
+
+def check_target_size(recipe: Recipe) -> None:
+    """The full head has the target's size, as far as the recipe tells sizes."""
+    sizes = [teacher.size for teacher in recipe.teachers]
+    known = [size for size in sizes if size is not None]
+    if len(known) == len(sizes) and sum(known) != recipe.student.heads[0]:
+        raise ConfigError(
+            f"student.heads: the full head has size {recipe.student.heads[0]}, but the teachers' vectors together have "
+            f"{' + '.join(map(str, known))} = {sum(known)}; change the first head"
+        )

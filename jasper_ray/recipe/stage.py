@@ -1,0 +1,109 @@
+"""A stage of a recipe: one training, as data."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from jasper_ray.config import ConfigError, Settings
+from jasper_ray.losses import HeadLosses
+
+Decay = Annotated[float, Field(ge=0, lt=1)]
+
+
+class Stage(Settings):
+    """One training. The loop knows no stage by name: what differs between stages stands here."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_.-]*$")
+    """Names the stage's folder and its row in the tables."""
+    train: tuple[str, ...] = Field(min_length=1)
+    """Shell-style patterns of the parameters that learn: `heads.1024.*`, `body.layers.2[567].*`, `*`."""
+    losses: dict[int, HeadLosses] = Field(min_length=1)
+    """For each head size, the weights of its losses."""
+    reduction: Literal["sum", "mean"] = "sum"
+    """How the heads' weighted losses become one."""
+    scope: Literal["worker", "global"] = "worker"
+    """Whose rows the relations of similarity span: one worker's, or all workers' together."""
+    learning_rate: float = Field(gt=0)
+    """Peak learning rate of AdamW."""
+    weight_decay: float = Field(default=0.01, ge=0)
+    """AdamW's weight decay; biases and norms have none."""
+    betas: tuple[Decay, Decay] = (0.9, 0.999)
+    """AdamW's decay rates of the two moments."""
+    schedule: Literal["constant", "linear", "cosine"] = "cosine"
+    """How the learning rate falls to 0 after warm-up; constant keeps it."""
+    warmup: float = Field(default=0.05, ge=0, lt=1)
+    """Share of the steps over which the learning rate rises from 0."""
+    steps: int | None = Field(default=None, gt=0)
+    """Optimiser steps. Give steps or passes."""
+    passes: float | None = Field(default=None, gt=0)
+    """Passes over the training texts. Give steps or passes."""
+    batch_size: int = Field(gt=0)
+    """Texts in one optimiser step, over all workers."""
+    micro_batch_size: int | None = Field(default=None, gt=0)
+    """Texts of one worker in one forward and backward pass; relations span at most these (times workers, when scope
+    is global). Left out: batch_size divided by workers, no accumulation."""
+    group_rows: int = Field(default=32, gt=0)
+    """Texts of similar length that the body sees at once; smaller computes less padding, larger fills a GPU better."""
+    workers: int = Field(default=1, gt=0)
+    """Training processes."""
+    cpus_per_worker: float = Field(default=1, ge=0)
+    """Processors reserved for a worker."""
+    gpus_per_worker: float = Field(default=0, ge=0)
+    """GPUs reserved for a worker; 0 trains on processors."""
+    threads: int | None = Field(default=None, ge=1)
+    """Threads torch uses in a worker on processors; cpus_per_worker, at least 1, when left out."""
+    zero: Literal[0, 1, 2, 3] = 0
+    """DeepSpeed ZeRO stage: 1 shards optimiser state over workers, 2 gradients too, 3 parameters too."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Precision of the body; losses and the optimiser's copy of the weights are fp32 either way."""
+    gradient_clipping: float | None = Field(default=1.0, gt=0)
+    """Largest gradient norm of a step."""
+    gradient_checkpointing: bool = False
+    """Compute the body's activations again in the backward pass instead of keeping them."""
+    checkpoint_every: int = Field(default=500, gt=0)
+    """Steps between checkpoints; the last step always has one."""
+    max_restarts: int = Field(default=3, ge=0)
+    """Times a lost worker is replaced before the stage gives up."""
+
+    @model_validator(mode="after")
+    def _length_is_given_once(self) -> Stage:
+        if (self.steps is None) == (self.passes is None):
+            raise ConfigError(f"stage {self.name!r}: give either steps or passes, and not both")
+        return self
+
+    @model_validator(mode="after")
+    def _batch_divides(self) -> Stage:
+        unit = self.micro_rows * self.workers
+        if self.batch_size % unit:
+            raise ConfigError(
+                f"stage {self.name!r}: batch_size {self.batch_size} is no multiple of micro_batch_size "
+                f"{self.micro_rows} x workers {self.workers} = {unit}; change one of the three"
+            )
+        compared = self.micro_rows * (self.workers if self.scope == "global" else 1)
+        for loss, least in (("relative_similarity", 3), ("similarity", 2)):
+            if compared < least and any(getattr(losses, loss) for losses in self.losses.values()):
+                raise ConfigError(
+                    f"stage {self.name!r}: {loss} compares texts with each other and needs micro batches of at least "
+                    f"{least} texts; raise batch_size or micro_batch_size"
+                )
+        return self
+
+    @property
+    def micro_rows(self) -> int:
+        """Texts of one worker in one forward pass."""
+        return self.micro_batch_size or max(1, self.batch_size // self.workers)
+
+    @property
+    def accumulation(self) -> int:
+        """Forward passes of a worker in one optimiser step."""
+        return self.batch_size // (self.micro_rows * self.workers)
+
+    @property
+    def torch_threads(self) -> int:
+        return self.threads or max(1, int(self.cpus_per_worker))
+
+    def total_steps(self, batches_in_pass: int) -> int:
+        """Optimiser steps over a corpus that gives so many whole batches in a pass."""
+        return self.steps or max(1, round((self.passes or 0) * batches_in_pass))
