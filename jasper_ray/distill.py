@@ -91,7 +91,7 @@ class Distillation:
         self.manifest: Manifest = prepare_corpus(recipe.corpus, run.corpus, recipe.seed)
         for stage in recipe.stages:  # a corpus too small for a batch shows here, before a teacher is loaded
             batches_in_pass(self.manifest.train, stage.batch_size)
-        run.keep_recipe(recipe)
+        run.keep(recipe, teachers)
         self.prints = stage_fingerprints(recipe, teachers, self.manifest.fingerprint, base_weights(recipe))
         self.labeller = self.labeller_in(run.targets(recipe), teachers)
         self.scoreboard = Scoreboard(run.evaluation, sets)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Sequence
 
 from jasper_ray.config import ConfigError
 from jasper_ray.models.student import Student, meta_student
@@ -129,9 +128,3 @@ def copies(least: int, most: int) -> str:
 
 def millions(count: int) -> str:
     return f"{count / 1e6:,.2f}M" if count < 1e9 else f"{count / 1e9:.3f}B"
-
-
-def total_learning(recipe: Recipe) -> Sequence[int]:
-    """How many numbers learn, stage by stage."""
-    student = meta_student(recipe.student)
-    return [trained_parameters(student, stage) for stage in recipe.stages]

@@ -20,6 +20,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 from filelock import FileLock, Timeout
@@ -110,14 +111,15 @@ class RunFolder:
         self.check_teachers(teachers)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            write_text(self.pinned_teachers, as_json(list(teachers)))
+            TemporaryFile(dir=self.path).close()
         except OSError as error:
             raise ConfigError(
                 f"the run folder {str(self.path)!r} cannot be written ({error.strerror}); choose another with --run"
             ) from error
 
-    def keep_recipe(self, recipe: Recipe) -> None:
+    def keep(self, recipe: Recipe, teachers: Sequence[dict[str, Any]]) -> None:
         """Write down what runs here, once nothing speaks against it."""
+        write_text(self.pinned_teachers, as_json(list(teachers)))
         write_text(self.path / "recipe.yaml", dump_recipe(recipe))
 
     @contextmanager

@@ -48,7 +48,7 @@ def arguments() -> argparse.Namespace:
     of_train.add_argument("--threads", type=int, default=os.cpu_count(), help="torch's threads on processors")
     of_train.set_defaults(run=run_train)
     of_stream = named.add_parser(
-        "stream", parents=[common], help="a run over many short lines, and the memory it takes"
+        "stream", parents=[common], help="a run over many short lines: what driver and object store take"
     )
     of_stream.add_argument("--rows", type=int, default=1_000_000, help="lines of the corpus (default 1000000)")
     of_stream.set_defaults(run=run_stream)
@@ -82,6 +82,7 @@ def machine() -> dict[str, str]:
     return {
         "date": datetime.date.today().isoformat(),
         "machine": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}, {os.cpu_count()} processors",
+        **({"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}),
         "torch": torch.__version__,
         "command": " ".join(sys.argv),
     }

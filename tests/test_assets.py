@@ -19,6 +19,7 @@ from jasper_ray.assets import apt, locate
 from jasper_ray.assets.catalogue import ASSETS, Asset
 from jasper_ray.assets.debian_texts import DOCS, write_docs, write_wordnet
 from jasper_ray.assets.download import Archive
+from jasper_ray.assets.identity import folder_digest
 from jasper_ray.assets.prose import is_prose, paragraphs
 from jasper_ray.assets.unpack import unpack_split_zip, unpack_wheel, unpack_zip
 from jasper_ray.config import ConfigError
@@ -303,6 +304,16 @@ def test_a_paragraph_keeps_its_inline_elements_and_ends_at_any_other() -> None:
 )
 def test_what_is_no_prose(text: str) -> None:
     assert not is_prose(text)
+
+
+def test_weights_that_are_pickle_alone_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "2_Dense").mkdir()
+    (tmp_path / "model.safetensors").write_bytes(WEIGHTS)
+    (tmp_path / "2_Dense" / "pytorch_model.bin").write_bytes(WEIGHTS)
+    with pytest.raises(ConfigError, match=r"2_Dense/pytorch_model\.bin' holds weights as pickle"):
+        folder_digest(tmp_path)
+    (tmp_path / "2_Dense" / "model.safetensors").write_bytes(WEIGHTS)
+    assert folder_digest(tmp_path)
 
 
 def test_the_real_assets_of_the_quickstart() -> None:

@@ -108,8 +108,9 @@ def test_a_changed_beginning_changes_everything(values: dict[str, Any]) -> None:
 def test_a_run_folder_says_what_runs_in_it(values: dict[str, Any], tmp_path: Path) -> None:
     run = RunFolder(tmp_path / "below" / "run")
     run.open(TEACHERS)
+    assert list(run.path.iterdir()) == []
+    run.keep(recipe(values), TEACHERS)
     run.open(TEACHERS)
-    run.keep_recipe(recipe(values))
     assert parse_recipe(yaml.safe_load((run.path / "recipe.yaml").read_text()), "run") == recipe(values)
     assert json.loads((run.path / "teachers.json").read_text()) == TEACHERS
     assert {path.name for path in run.path.iterdir()} == {"recipe.yaml", "teachers.json"}
@@ -140,15 +141,18 @@ def test_a_run_does_not_continue_with_other_teachers(
 ) -> None:
     run = RunFolder(tmp_path / "run")
     run.open(TEACHERS)
+    run.keep(recipe(values), TEACHERS)
     written = {path.name: path.read_bytes() for path in run.path.iterdir()}
     with pytest.raises(ConfigError, match=rf"teachers\.json' says this run's targets {message}"):
         run.open(now)
     assert {path.name: path.read_bytes() for path in run.path.iterdir()} == written
 
 
-def test_a_size_that_the_recipe_tells_only_now_is_no_other_teacher(tmp_path: Path) -> None:
+def test_a_size_that_the_recipe_tells_only_now_is_no_other_teacher(values: dict[str, Any], tmp_path: Path) -> None:
     run = RunFolder(tmp_path / "run")
-    run.open([{**teacher, "dim": None} for teacher in TEACHERS])
+    unsized = [{**teacher, "dim": None} for teacher in TEACHERS]
+    run.open(unsized)
+    run.keep(recipe(values), unsized)
     run.open(TEACHERS)
 
 

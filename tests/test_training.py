@@ -90,13 +90,22 @@ def test_exactly_the_named_parameters_change(small: SmallRun) -> None:
     assert changed(small.start, folder.student) == expected
 
 
-def test_a_killed_worker_is_replaced_and_the_result_is_the_same(small: SmallRun) -> None:
-    settings: dict[str, Any] = {"steps": 40, "checkpoint_every": 5}
-    killer = threading.Thread(target=kill_a_worker_after, args=(small.folder / "stages" / "killed" / "checkpoints", 10))
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"precision": "fp32", "zero": 0},
+        {"precision": "bf16", "zero": 2, "workers": 2, "train": ["heads.*", "body.encoder.*"]},
+    ],
+    ids=["alone", "one of two in bf16"],
+)
+def test_a_killed_worker_is_replaced_and_the_result_is_the_same(small: SmallRun, settings: dict[str, Any]) -> None:
+    settings |= {"steps": 40, "checkpoint_every": 5}
+    name = f"killed-{settings['precision']}"
+    killer = threading.Thread(target=kill_a_worker_after, args=(small.folder / "stages" / name / "checkpoints", 10))
     killer.start()
-    killed = small.train("killed", **settings)
+    killed = small.train(name, **settings)
     killer.join()
-    whole = small.train("not-killed", **settings)
+    whole = small.train(f"not-{name}", **settings)
     steps = [record["step"] for record in metrics(killed)]
     assert steps == list(range(40))
     assert changed(killed.student, whole.student) == set()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from jasper_ray.assets.cache import MARKER, locate
@@ -26,17 +27,34 @@ def weights_identity(model: str, revision: str | None) -> str:
 
 
 def folder_digest(folder: Path) -> str:
-    """sha256 over the names and bytes of the files that decide a model's vectors."""
+    """sha256 over the names and bytes of the files that decide a model's vectors.
+
+    Raises:
+        ConfigError: a folder without weights, or with a module whose weights are pickle alone.
+    """
     digest = hashlib.sha256()
-    files = [path for path in folder.rglob("*") if path.suffix in DECISIVE and path.name != MARKER]
+    found = list(folder.rglob("*"))
+    files = [path for path in found if path.suffix in DECISIVE and path.name != MARKER]
     if not any(path.suffix == ".safetensors" for path in files):
         raise ConfigError(f"{str(folder)!r} has no .safetensors weights; give a whole model folder")
+    check_no_pickle(found)
     for path in sorted(files):
         digest.update(path.relative_to(folder).as_posix().encode())
         with path.open("rb") as file:
             for block in iter(lambda: file.read(1 << 22), b""):
                 digest.update(block)
     return digest.hexdigest()
+
+
+def check_no_pickle(files: Sequence[Path]) -> None:
+    """Refuse `.bin` weights that would be read because no safetensors lie beside them."""
+    safe = {path.parent for path in files if path.suffix == ".safetensors"}
+    pickled = sorted(path for path in files if path.suffix == ".bin" and path.parent not in safe)
+    if pickled:
+        raise ConfigError(
+            f"{str(pickled[0])!r} holds weights as pickle, with no .safetensors beside it; convert them, "
+            "or take the file out of the folder if the model does not use it"
+        )
 
 
 def hub_commit(model: str, revision: str | None) -> str:

@@ -48,8 +48,9 @@ def measure(size: int, forms: tuple[str, ...], threads: int, device: str) -> dic
     results: dict[str, tuple[Tensor, Tensor]] = {}
     for _ in range(REPEATS):
         for form in forms:
+            given = vectors(size, device)
             began = time.perf_counter()
-            results[form] = value_and_gradient(form, size, device)
+            results[form] = value_and_gradient(form, *given)
             seconds[form].append(time.perf_counter() - began)
     record: dict[str, Any] = {"batch": size, "comparisons": count_comparisons(vectors(size, device)[1])}
     for form in forms:
@@ -65,16 +66,17 @@ def vectors(size: int, device: str) -> tuple[Tensor, Tensor]:
     """Student and teacher vectors of a batch; the same for every form."""
     generator = torch.Generator().manual_seed(size)
     student_BD, teacher_BD = (torch.randn(size, DIM, generator=generator).to(device) for _ in range(2))
+    if student_BD.is_cuda:
+        torch.cuda.synchronize()
     return student_BD, teacher_BD
 
 
-def value_and_gradient(form: str, size: int, device: str) -> tuple[Tensor, Tensor]:
+def value_and_gradient(form: str, student_BD: Tensor, teacher_BD: Tensor) -> tuple[Tensor, Tensor]:
     """One forward and backward pass, to its end."""
-    student_BD, teacher_BD = vectors(size, device)
     student_BD.requires_grad_(True)
     loss = FORMS[form](student_BD, teacher_BD)
     loss.backward()
-    if device == "cuda":
+    if student_BD.is_cuda:
         torch.cuda.synchronize()
     assert student_BD.grad is not None
     return loss.detach(), student_BD.grad
@@ -91,7 +93,7 @@ def peak_memory(form: str, size: int, threads: int, device: str) -> float:
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-        value_and_gradient(form, size, device)
+        value_and_gradient(form, *vectors(size, device))
         return (torch.cuda.max_memory_allocated() - before) / 2**20
     code = f"from jasper_ray.benchmarks.losses import growth; print(growth({form!r}, {size}, {threads}))"
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -101,10 +103,10 @@ def peak_memory(form: str, size: int, threads: int, device: str) -> float:
 def growth(form: str, size: int, threads: int) -> float:
     """MiB by which this process's peak grows in one call, after a small one has loaded what there is to load."""
     torch.set_num_threads(threads)
-    value_and_gradient(form, 16, "cpu")
+    value_and_gradient(form, *vectors(16, "cpu"))
     forget_peak()
     before = resident("VmRSS")
-    value_and_gradient(form, size, "cpu")
+    value_and_gradient(form, *vectors(size, "cpu"))
     return (resident("VmHWM") - before) / 1024
 
 

@@ -6,7 +6,6 @@ Every function here is called in a process of its own, and answers with what it 
 from __future__ import annotations
 
 import json
-import os
 import time
 import uuid
 from collections.abc import Iterable
@@ -15,13 +14,14 @@ from functools import partial
 
 import numpy as np
 
-from jasper_ray.benchmarks.process import lone_rank
+from jasper_ray.benchmarks.alone import WARM_UP_STEPS, lone_worker, run_steps
 from jasper_ray.benchmarks.work import Work
 from jasper_ray.data import Shard
 from jasper_ray.data.columns import vector_column
 from jasper_ray.data.order import Visit, plan_visits
 from jasper_ray.distill import stream_rows, write_start
 from jasper_ray.dry_run import least_resources
+from jasper_ray.models.folder import load_student_folder
 from jasper_ray.pipelines.corpus import prepare_corpus
 from jasper_ray.pipelines.label import Labeller, LabelShard
 from jasper_ray.pipelines.session import ray_session
@@ -29,12 +29,10 @@ from jasper_ray.pipelines.shards import Batch, ReadShard, ReadTargets, arrange
 from jasper_ray.pipelines.targets import TargetCache
 from jasper_ray.runs import StageFolder
 from jasper_ray.training.job import StageJob
-from jasper_ray.training.stage import run_stage, worker_environment
+from jasper_ray.training.stage import run_stage
 
 WARM_UP_ROWS = 64
 """Texts a lone teacher labels before its clock starts."""
-WARM_UP_STEPS = 2
-"""Steps a lone trainer makes before its clock starts."""
 
 
 def prepare(work: Work) -> dict[str, float]:
@@ -105,32 +103,23 @@ def label_alone(work: Work, number: int, rows: int) -> dict[str, float]:
 
 def train_alone(work: Work, rows: int, passes: int) -> dict[str, float]:
     """The trainer's own loop with all threads, on targets that lie in memory; texts are tokenised beside it."""
-    began = time.perf_counter()
-    os.environ.update(worker_environment(on_gpu=False), **lone_rank())
     import torch
 
-    from jasper_ray.models.folder import load_student_folder
-    from jasper_ray.training.loop import Worker, choose_attention, micro_batches
-
-    torch.set_num_threads(work.threads)
+    began = time.perf_counter()
     job = stage_job(work, rows * passes)
-    device = torch.device("cpu")
-    choose_attention(device)
     student, tokenizer, card = load_student_folder(job.start)
-    worker = Worker(job, student, device)
-    worker.engine.train()
     plan = {"seed": job.seed, "batch_size": work.stage.batch_size, "first_step": 0, "last_step": job.total_steps}
     blocks = cached_blocks(work, plan_visits(work.shards(rows), **plan))
-    stream = micro_batches(job, tokenizer, card, iter(blocks))
     warm_up = min(WARM_UP_STEPS, job.total_steps - 1)
-    for step in range(warm_up):
-        worker.step(step, stream)
-    ready = time.perf_counter()
-    for step in range(warm_up, job.total_steps):
-        worker.step(step, stream)
-    steps_per_s = (job.total_steps - warm_up) / (time.perf_counter() - ready)
-    torch.distributed.destroy_process_group()
-    return {"texts_per_s": steps_per_s * work.stage.batch_size, "start_up_s": ready - began}
+    with lone_worker(job, student, torch.device("cpu"), work.threads) as worker:
+        from jasper_ray.training.loop import micro_batches
+
+        stream = micro_batches(job, tokenizer, card, iter(blocks))
+        run_steps(worker, stream, 0, warm_up)
+        ready = time.perf_counter()
+        seconds = run_steps(worker, stream, warm_up, job.total_steps)
+    texts = (job.total_steps - warm_up) * work.stage.batch_size
+    return {"texts_per_s": texts / seconds, "start_up_s": ready - began}
 
 
 def cached_blocks(work: Work, planned: Iterable[Visit]) -> list[Batch]:

@@ -1,27 +1,21 @@
-"""Processes of their own for what is measured, what they need, and how much memory they take."""
+"""Processes of their own for what is measured, and how much memory they take."""
 
 from __future__ import annotations
 
 import multiprocessing
-import socket
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from jasper_ray.command import show_progress
+
 
 def in_fresh_process(function: Callable[..., dict[str, float]], *arguments: Any) -> dict[str, float]:
     """Call it in a Python of its own, so that nothing is warm that a user's run would find cold."""
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context, initializer=show_progress) as process:
         return process.submit(function, *arguments).result()
-
-
-def lone_rank() -> dict[str, str]:
-    """What torch.distributed reads from the environment, for a world of one."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    return {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
 
 
 def forget_peak() -> None:

@@ -24,7 +24,7 @@ from jasper_ray.runs import RunFolder, StageFolder
 BATCH = 1024
 WORDS = ("a", "small", "river", "carries", "every", "letter", "home", "before", "the", "autumn", "rain")
 STORE = "/dev/shm"
-"""Where Ray keeps its objects on Linux."""
+"""Where Ray keeps its objects on Linux, unless it is smaller than they may become, as in some containers."""
 COLUMNS = ("rows", "trained", "heldout", "dropped", "unaccounted", "seconds", "driver_mib", "store_mib")
 
 
@@ -75,6 +75,7 @@ def recipe_over(lines: Path) -> dict[str, Any]:
         "corpus": {
             "sources": [{"path": str(lines), "format": "text"}],
             "holdout": 0.001,
+            "heldout_limit": 10_000,
             "shard_rows": 4 * BATCH,
         },
         "targets": {"type": "live"},
@@ -108,7 +109,7 @@ def run(recipe: Recipe, folder: Path) -> dict[str, float]:
 
 
 def trained_rows(stage: StageFolder, teacher: str) -> int:
-    """Rows that the workers counted as labelled and trained on, step by step."""
+    """Rows that were labelled and trained on, step by step; each worker checks every row's place before it counts."""
     records = [json.loads(line) for line in stage.metrics.read_text(encoding="utf-8").splitlines()]
     return sum(record[f"labelled/{teacher}"] for record in records)
 

@@ -10,7 +10,6 @@ architecture its weights are random, so that nothing is downloaded.
 from __future__ import annotations
 
 import itertools
-import os
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -18,26 +17,37 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from pydantic import ValidationError
 from torch.nn import functional as F
 
-from jasper_ray.benchmarks.process import in_fresh_process, lone_rank, resident
+from jasper_ray.benchmarks.alone import WARM_UP_STEPS, lone_worker, run_steps
+from jasper_ray.benchmarks.process import forget_peak, in_fresh_process, resident
 from jasper_ray.benchmarks.table import table
+from jasper_ray.config import ConfigError, first_fault
 from jasper_ray.dry_run import trained_parameters
 from jasper_ray.models.student import Student, StudentSettings, build_student
 from jasper_ray.models.tokens import TokenGroup
 from jasper_ray.recipe import Recipe, Stage
 from jasper_ray.runs import StageFolder
 from jasper_ray.training.job import StageJob
-from jasper_ray.training.stage import worker_environment
 
 if TYPE_CHECKING:
     from jasper_ray.training.feed import MicroBatch
 
-WARM_UP_STEPS = 2
 MATRIX = {"cuda": 8192, "cpu": 2048}
 """Rows and columns of the matrices whose product shows what a device can do."""
 PRODUCTS = 20
-COLUMNS = ("stage", "learns_m", "texts_per_s", "tokens_per_s", "tflops", "peak_tflops", "share_of_peak", "memory_gib")
+COLUMNS = (
+    "stage",
+    "device",
+    "learns_m",
+    "texts_per_s",
+    "tokens_per_s",
+    "tflops",
+    "peak_tflops",
+    "share_of_peak",
+    "memory_gib",
+)
 
 
 def benchmark_train(
@@ -50,7 +60,12 @@ def benchmark_train(
         tokens: tokens of every text; the student's max_length when None.
         peak_tflops: what the device's maker promises, in 10^12 operations a second; when None, what one large matrix
             product reaches in the stage's precision.
+
+    Raises:
+        ConfigError: no GPU for a stage that wants one, or sizes that no step can have.
     """
+    if steps < 1:
+        raise ConfigError(f"--steps is {steps}, but at least one step must be timed")
     student = without_download(recipe.student)
     tokens = tokens or student.max_length
     stages = [alone(stage, batch or stage.micro_rows, steps) for stage in recipe.stages]
@@ -70,7 +85,11 @@ def without_download(settings: StudentSettings) -> StudentSettings:
 def alone(stage: Stage, batch: int, steps: int) -> Stage:
     """The stage on one worker, a batch in one forward pass."""
     changed = {"workers": 1, "batch_size": batch, "micro_batch_size": batch, "passes": None}
-    return Stage.model_validate({**stage.model_dump(), **changed, "steps": WARM_UP_STEPS + steps})
+    values = {**stage.model_dump(), **changed, "steps": WARM_UP_STEPS + steps}
+    try:
+        return Stage.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(f"stage {stage.name!r}: {first_fault(error, values, Stage)}") from error
 
 
 def step_alone(
@@ -80,41 +99,70 @@ def step_alone(
     tokens: int,
     threads: int,
     peak_tflops: float | None,
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """Steps of one stage after a warm-up: texts a second, operations a second, memory at the peak."""
-    device = torch.device("cuda" if stage.gpus_per_worker and torch.cuda.is_available() else "cpu")
-    os.environ.update(worker_environment(on_gpu=device.type == "cuda"), **lone_rank())
-    from jasper_ray.training.loop import Worker, choose_attention
-
-    torch.set_num_threads(threads)
-    choose_attention(device)
-    promised = peak_tflops or product_tflops(device, stage.precision)
+    device = device_of(stage)
     student = build_student(settings, seed=0)
+    check_tokens(student, tokens)
     learns = trained_parameters(student, stage)
     micro = full_batch(student, stage, tokens)
     operations = text_operations(student.to(device), stage, micro) * stage.batch_size
     steps = stage.steps or 0
     job = StageJob(stage, Path(), StageFolder(Path()), steps, parts, settings.dropout, seed=0)
-    worker = Worker(job, student, device)
-    worker.engine.train()
-    stream = in_turn(micro)
-    for step in range(WARM_UP_STEPS):
-        worker.step(step, stream)
-    began = time.perf_counter()
-    for step in range(WARM_UP_STEPS, steps):
-        worker.step(step, stream)  # ends with the loss on the processor: nothing is left under way
-    seconds = (time.perf_counter() - began) / (steps - WARM_UP_STEPS)
-    torch.distributed.destroy_process_group()
-    on_gpu = device.type == "cuda"
+    with lone_worker(job, student, device, threads) as worker:
+        promised = peak_tflops or product_tflops(device, stage.precision)
+        stream = in_turn(micro)
+        forget(device)
+        run_steps(worker, stream, 0, WARM_UP_STEPS)
+        seconds = run_steps(worker, stream, WARM_UP_STEPS, steps) / (steps - WARM_UP_STEPS)
+        memory = peak_gib(device)
+    reached = operations / seconds / 1e12
     return {
+        "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
         "learns_m": learns / 1e6,
         "texts_per_s": stage.batch_size / seconds,
         "tokens_per_s": stage.batch_size * tokens / seconds,
-        "tflops": operations / seconds / 1e12,
+        "tflops": reached,
         "peak_tflops": promised,
-        "share_of_peak": operations / seconds / 1e12 / promised,
-        "memory_gib": torch.cuda.max_memory_allocated() / 2**30 if on_gpu else resident("VmHWM") / 2**20,
+        "share_of_peak": reached / promised,
+        "memory_gib": memory,
     }
+
+
+def device_of(stage: Stage) -> torch.device:
+    """The kind of device that the stage asks for.
+
+    Raises:
+        ConfigError: a GPU, and there is none.
+    """
+    if not stage.gpus_per_worker:
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise ConfigError(
+            f"stage {stage.name!r} trains on a GPU (gpus_per_worker: {stage.gpus_per_worker:g}), and torch sees none "
+            "here; take a machine that has one, or a recipe for processors"
+        )
+    return torch.device("cuda")
+
+
+def check_tokens(student: Student, tokens: int) -> None:
+    """Refuse texts longer than the body has positions for."""
+    most = getattr(student.body.config, "max_position_embeddings", tokens)
+    if not 0 < tokens <= most:
+        raise ConfigError(f"--tokens is {tokens}, but the body takes 1 to {most}; change it")
+
+
+def forget(device: torch.device) -> None:
+    """Let `peak_gib` count from now on."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    else:
+        forget_peak()
+
+
+def peak_gib(device: torch.device) -> float:
+    """The most memory that was taken: of the GPU, or of this process."""
+    return torch.cuda.max_memory_allocated() / 2**30 if device.type == "cuda" else resident("VmHWM") / 2**20
 
 
 def full_batch(student: Student, stage: Stage, tokens: int) -> MicroBatch:

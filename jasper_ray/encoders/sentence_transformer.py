@@ -72,7 +72,8 @@ def load_sentence_transformer(
     trust_remote_code: bool = False,
     head: int | None = None,
 ) -> SentenceTransformerEncoder:
-    """An encoder from a hub id, a local folder or a shipped asset; weights are read from safetensors alone.
+    """An encoder from a hub id, a local folder or a shipped asset. The transformer's weights are read from safetensors
+    alone; a dense layer that comes without is read by torch's `weights_only`, which runs no code.
 
     `max_length` (tokens) and `prompts` replace the model's own when given. `head` takes the dense layer in the folder
     `2_Dense_<head>` instead of the one that the model names.

@@ -136,7 +136,7 @@ def load_sets(path: str | Path) -> tuple[EvaluationSet, ...]:
         sets = _SETS.validate_python(entries)
     except ValidationError as error:
         raise ConfigError(f"{path}: {_first_fault(error)}") from error
-    return resolve_paths(sets, path.parent)
+    return resolve_paths(sets, path.parent.absolute())
 
 
 def resolve_paths(sets: Sequence[EvaluationSet], folder: Path) -> tuple[EvaluationSet, ...]:

@@ -45,7 +45,7 @@ def load_recipe(name_or_path: str) -> Recipe:
     """
     path = recipe_path(name_or_path)
     recipe = parse_recipe(read_yaml(path), str(path))
-    sets = resolve_paths(recipe.evaluation.sets, path.parent)
+    sets = resolve_paths(recipe.evaluation.sets, path.parent.absolute())
     return recipe.model_copy(update={"evaluation": recipe.evaluation.model_copy(update={"sets": sets})})
 
 

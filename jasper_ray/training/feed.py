@@ -63,8 +63,18 @@ class Collate:
         target_BE = fuse(columns, [weight for _, weight in self.teachers])
         return MicroBatch(
             ids=[str(batch["id"][index]) for index in order_B.tolist()],
-            position=int(batch["position"].min()),
+            position=first_place(batch["position"]),
             groups=groups,
             target_BE=target_BE[order_B],
             teacher_seconds={name: float(batch[seconds_column(name)].sum()) for name, _ in self.teachers},
         )
+
+
+def first_place(positions_B: np.ndarray) -> int:
+    """The first of the places in a stage's sequence that a block of rows takes; they must follow each other."""
+    first = int(positions_B.min())
+    if not np.array_equal(np.sort(positions_B), np.arange(first, first + len(positions_B))):
+        raise AssertionError(
+            f"a block's rows have the places {sorted(positions_B.tolist())}, which leave gaps or repeat"
+        )
+    return first
