@@ -76,7 +76,8 @@ def sizes(rows: int, shard_rows: int, batch_size: int) -> tuple[int, int, int]:
 
 
 def comparable(recipe: Recipe, shard_rows: int) -> Recipe:
-    """The recipe cut down to what the usual way can do too: all parameters, one head, cosine alone, nothing held out.
+    """The recipe cut down to what the usual way can do too: all parameters, one head, cosine alone, nothing held out
+    and no text left out.
 
     Precision, batch size, threads, teachers and body stay the recipe's; the stage is its last one.
     """
@@ -90,7 +91,8 @@ def comparable(recipe: Recipe, shard_rows: int) -> Recipe:
         "schedule": "linear",
         "warmup": 0,
     }
-    corpus = {**values["corpus"], "holdout": 0, "shard_rows": shard_rows}
+    sources = [{**source, "limit": None} for source in values["corpus"]["sources"]]
+    corpus = {**values["corpus"], "sources": sources, "holdout": 0, "shard_rows": shard_rows}
     student = {**values["student"], "heads": [full], "default_head": full}
     changed = {
         "student": student,
