@@ -307,8 +307,10 @@ def test_what_is_no_prose(text: str) -> None:
 
 
 def test_weights_that_are_pickle_alone_are_refused(tmp_path: Path) -> None:
-    (tmp_path / "2_Dense").mkdir()
+    for folder in ("2_Dense", "openvino"):
+        (tmp_path / folder).mkdir()
     (tmp_path / "model.safetensors").write_bytes(WEIGHTS)
+    (tmp_path / "openvino" / "openvino_model.bin").write_bytes(WEIGHTS)  # another runtime's, which nothing here reads
     (tmp_path / "2_Dense" / "pytorch_model.bin").write_bytes(WEIGHTS)
     with pytest.raises(ConfigError, match=r"2_Dense/pytorch_model\.bin' holds weights as pickle"):
         folder_digest(tmp_path)

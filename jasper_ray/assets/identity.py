@@ -47,9 +47,9 @@ def folder_digest(folder: Path) -> str:
 
 
 def check_no_pickle(files: Sequence[Path]) -> None:
-    """Refuse `.bin` weights that would be read because no safetensors lie beside them."""
+    """Refuse `pytorch_model*.bin`, which would be read because no safetensors lie beside it."""
     safe = {path.parent for path in files if path.suffix == ".safetensors"}
-    pickled = sorted(path for path in files if path.suffix == ".bin" and path.parent not in safe)
+    pickled = sorted(path for path in files if path.match("pytorch_model*.bin") and path.parent not in safe)
     if pickled:
         raise ConfigError(
             f"{str(pickled[0])!r} holds weights as pickle, with no .safetensors beside it; convert them, "
