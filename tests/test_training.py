@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
-import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -99,12 +99,12 @@ def test_exactly_the_named_parameters_change(small: SmallRun) -> None:
     ids=["alone", "one of two in bf16"],
 )
 def test_a_killed_worker_is_replaced_and_the_result_is_the_same(small: SmallRun, settings: dict[str, Any]) -> None:
-    settings |= {"steps": 40, "checkpoint_every": 5}
+    settings = {**settings, "steps": 40, "checkpoint_every": 5}
     name = f"killed-{settings['precision']}"
-    killer = threading.Thread(target=kill_a_worker_after, args=(small.folder / "stages" / name / "checkpoints", 10))
-    killer.start()
-    killed = small.train(name, **settings)
-    killer.join()
+    with ThreadPoolExecutor(1) as thread:
+        death = thread.submit(kill_a_worker_after, small.folder / "stages" / name / "checkpoints", 10)
+        killed = small.train(name, **settings)
+        death.result()  # raises when there was no worker left to kill
     whole = small.train(f"not-{name}", **settings)
     steps = [record["step"] for record in metrics(killed)]
     assert steps == list(range(40))
@@ -115,7 +115,7 @@ def kill_a_worker_after(checkpoints: Path, step: int) -> None:
     while latest_step(checkpoints) < step:
         time.sleep(0.05)
     workers = [p for p in psutil.Process().children(recursive=True) if "RayTrainWorker" in " ".join(p.cmdline())]
-    assert workers
+    assert workers, "the stage ended before a worker could be killed"
     os.kill(workers[0].pid, signal.SIGKILL)
 
 
