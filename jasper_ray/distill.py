@@ -15,24 +15,30 @@ from ray.data import Dataset
 
 from jasper_ray.assets import locate
 from jasper_ray.assets.identity import folder_digest
-from jasper_ray.data import Manifest, Shard
+from jasper_ray.config import ConfigError
+from jasper_ray.data import Manifest, Shard, check_pair_sources
 from jasper_ray.data.checking import check_sources
 from jasper_ray.data.order import batches_in_pass, left_over, plan_visits
 from jasper_ray.dry_run import check_patterns, least_resources
-from jasper_ray.evaluation import Scoreboard, SetData, check_prompts, read_sets
-from jasper_ray.models.body import load_tokenizer
+from jasper_ray.evaluation import Scoreboard, SetData, check_prompts, needs_vision, read_sets
 from jasper_ray.models.folder import StudentCard, save_student
+from jasper_ray.models.loading import load_tokenizer
 from jasper_ray.models.student import build_student
 from jasper_ray.pipelines.corpus import prepare_corpus
 from jasper_ray.pipelines.heads import fit_heads
 from jasper_ray.pipelines.heldout import HeldOut, label_heldout
+from jasper_ray.pipelines.heldout_pairs import HeldOutPairs
 from jasper_ray.pipelines.label import Labeller
 from jasper_ray.pipelines.measure import measure_student, measure_teachers
+from jasper_ray.pipelines.see import Seer
 from jasper_ray.pipelines.session import ray_session
+from jasper_ray.pipelines.sight import Sight, open_sight
 from jasper_ray.pipelines.targets import TargetCache
+from jasper_ray.pipelines.tower_ridge import measure_tower_ridge
 from jasper_ray.recipe import Recipe, RidgeHeads, Stage
-from jasper_ray.runs import RunFolder, StageFolder, publish, stage_fingerprints
+from jasper_ray.runs import RunFolder, publish, stage_fingerprints
 from jasper_ray.teachers import described
+from jasper_ray.training.feed import Feed, ImageFeed, TextFeed
 from jasper_ray.training.job import StageJob
 from jasper_ray.training.stage import run_stage
 
@@ -59,6 +65,8 @@ def distill(recipe: Recipe, folder: Path) -> Finished:
     sets = read_sets(recipe.evaluation.sets)
     check_measuring(recipe, sets)
     check_sources(recipe.corpus)
+    if recipe.images:
+        check_pair_sources(recipe.images)
     check_patterns(recipe)
     teachers = [described(teacher) for teacher in recipe.teachers]
     run.open(teachers)
@@ -69,15 +77,39 @@ def distill(recipe: Recipe, folder: Path) -> Finished:
 def check_measuring(recipe: Recipe, sets: Sequence[SetData]) -> None:
     """Refuse sets that ask for prompts which the student or a teacher does not have: days later is too late."""
     check_prompts(recipe.student.prompts, sets, "the student")
+    of_images = [data.name for data in sets if needs_vision(data)]
+    if of_images and not recipe.student.vision:
+        raise ConfigError(
+            f"the evaluation sets {', '.join(of_images)} are of images, and no stage teaches the student to see; "
+            "add student.vision, images and such a stage, or leave these sets out"
+        )
     if recipe.evaluation.teachers:
         for teacher in recipe.teachers:
-            check_prompts(teacher.prompts, sets, f"teacher {teacher.name!r}")
+            check_prompts(teacher.prompts, of_texts(sets), f"teacher {teacher.name!r}")
+
+
+def of_texts(sets: Sequence[SetData]) -> list[SetData]:
+    """The sets that an encoder without vision can be measured on."""
+    return [data for data in sets if not needs_vision(data)]
 
 
 def pinned(recipe: Recipe, teachers: Sequence[dict[str, Any]]) -> Recipe:
     """The recipe with its teachers at the commits that were found."""
     at_commits = (teacher.at(found["weights"]) for teacher, found in zip(recipe.teachers, teachers, strict=True))
     return recipe.model_copy(update={"teachers": tuple(at_commits)})
+
+
+Source = Labeller | Seer
+"""Who makes rows of shards what a trainer takes."""
+
+
+@dataclass(frozen=True)
+class StageRows:
+    """What a stage sees."""
+
+    source: Source
+    shards: Sequence[Shard]
+    feed: Feed
 
 
 class Distillation:
@@ -89,10 +121,13 @@ class Distillation:
         self.recipe = recipe
         self.run = run
         self.manifest: Manifest = prepare_corpus(recipe.corpus, run.corpus, recipe.seed)
-        for stage in recipe.stages:  # a corpus too small for a batch shows here, before a teacher is loaded
-            batches_in_pass(self.manifest.train, stage.batch_size)
+        check_batches(recipe, "texts", self.manifest.train)
+        self.sight: Sight | None = open_sight(recipe, run)
+        if self.sight:
+            check_batches(recipe, "images", self.sight.manifest.train)
         run.keep(recipe, teachers)
-        self.prints = stage_fingerprints(recipe, teachers, self.manifest.fingerprint, base_weights(recipe))
+        sight = self.sight.identity() if self.sight else None
+        self.prints = stage_fingerprints(recipe, teachers, self.manifest.fingerprint, base_weights(recipe), sight)
         self.labeller = self.labeller_in(run.targets(recipe), teachers)
         self.scoreboard = Scoreboard(run.evaluation, sets)
         tell_corpus(self.manifest)
@@ -111,7 +146,7 @@ class Distillation:
         student = self.start()
         self.score("start", student)
         for number, stage in enumerate(self.recipe.stages, start=1):
-            student = self.train(number, stage, student)
+            student = self.train(number, stage, self.begin(number, stage, student))
             self.score(f"{number}-{stage.name}", student)
         publish(student, self.run.student)
         self.compare()
@@ -135,6 +170,17 @@ class Distillation:
             logger.info("start  %s heads, %.0f s", heads.type, time.monotonic() - began)
         return folder.student
 
+    def begin(self, number: int, stage: Stage, before: Path) -> Path:
+        """The student that a stage begins with; one that has no eye gets it before a stage on images, and is measured
+        with it."""
+        if stage.data == "texts" or self.sight is None:
+            return before
+        place = self.run.stage(number, stage.name, self.prints[number]).path / "start"
+        start = self.sight.student(before, place, self.remote)
+        if start != before:
+            self.score(f"{number}-{stage.name} start", start)
+        return start
+
     def train(self, number: int, stage: Stage, start: Path) -> Path:
         """One stage, to its end."""
         folder = self.run.stage(number, stage.name, self.prints[number])
@@ -142,44 +188,65 @@ class Distillation:
             logger.info("%s  finished before", stage.name)
             return folder.student
         began = time.monotonic()
-        job = self.job(stage, folder, start)
-        tell_steps(stage, job.total_steps, self.manifest.train)
-        run_stage(job, partial(stream_rows, self.labeller, self.manifest.train, job))
+        rows = self.texts() if stage.data == "texts" else self.images(start)
+        job = StageJob(
+            stage=stage,
+            start=start,
+            folder=folder,
+            total_steps=stage.total_steps(batches_in_pass(rows.shards, stage.batch_size)),
+            feed=rows.feed,
+            dropout=self.recipe.student.dropout,
+            seed=self.recipe.seed,
+        )
+        tell_steps(stage, job.total_steps, rows.shards)
+        run_stage(job, partial(stream_rows, rows.source, rows.shards, job))
         folder.mark_done()
         logger.info("%s  %d steps, %.0f s", stage.name, job.total_steps, time.monotonic() - began)
         return folder.student
 
-    def job(self, stage: Stage, folder: StageFolder, start: Path) -> StageJob:
-        return StageJob(
-            stage=stage,
-            start=start,
-            folder=folder,
-            total_steps=stage.total_steps(batches_in_pass(self.manifest.train, stage.batch_size)),
-            target_parts=tuple((teacher.name, teacher.weight) for teacher in self.recipe.teachers),
-            dropout=self.recipe.student.dropout,
-            seed=self.recipe.seed,
-        )
+    def texts(self) -> StageRows:
+        """What a stage on texts sees."""
+        parts = tuple((teacher.name, teacher.weight) for teacher in self.recipe.teachers)
+        return StageRows(self.labeller, self.manifest.train, TextFeed(parts))
+
+    def images(self, start: Path) -> StageRows:
+        """What a stage on images sees that begins with the student in `start`."""
+        assert self.sight is not None, "a recipe with such a stage has images"
+        feed = ImageFeed(self.sight.vision.image_tokens, self.recipe.student.heads)
+        return StageRows(self.sight.seer(start), self.sight.manifest.train, feed)
 
     def score(self, moment: str, student: Path) -> None:
         """Measure a student; its scores are kept beside it."""
-        self.scoreboard.take(
-            moment, student, lambda: self.remote(measure_student, moment, student, self.heldout, *self.measuring)
-        )
+        pairs = self.sight.heldout if self.sight else None
+        given = self.heldout, pairs, self.scoreboard.sets, self.threads
+        self.scoreboard.take(moment, student, lambda: self.remote(measure_student, moment, student, *given))
 
     def compare(self) -> None:
         """Measure what the student is compared with: the ridge fit on all texts, and the teachers."""
         if self.recipe.evaluation.ridge and self.heldout:
             self.score("ridge", self.ridge())
-        if self.recipe.evaluation.teachers and self.scoreboard.sets:
+        if self.recipe.evaluation.ridge and self.sight and self.sight.heldout:
+            self.compare_tower(self.sight, self.sight.heldout)
+        sets = of_texts(self.scoreboard.sets)
+        if self.recipe.evaluation.teachers and sets:
             beside = self.run.path / "teachers"
             self.scoreboard.take(
-                "the teachers", beside, lambda: self.remote(measure_teachers, self.recipe.teachers, *self.measuring)
+                "the teachers",
+                beside,
+                lambda: self.remote(measure_teachers, self.recipe.teachers, sets, self.threads),
             )
 
-    @property
-    def measuring(self) -> tuple[Sequence[SetData], int]:
-        """What every measurement is told: the sets, and torch's threads."""
-        return self.scoreboard.sets, self.threads
+    def compare_tower(self, sight: Sight, pairs: HeldOutPairs) -> None:
+        """Measure a ridge fit from the tower, as the first stage on images found it, to the captions' vectors."""
+        number = next(n for n, stage in enumerate(self.recipe.stages, start=1) if stage.data == "images")
+        start = self.run.stage(number, self.recipe.stages[number - 1].name, self.prints[number]).path / "start"
+        dataset = sight.seer(start).label_shards(sight.manifest.train)
+        moment = "tower ridge"
+        self.scoreboard.take(
+            moment,
+            start.with_name("tower-ridge"),
+            lambda: self.remote(measure_tower_ridge, moment, start, dataset, pairs, self.threads),
+        )
 
     @property
     def threads(self) -> int:
@@ -208,6 +275,13 @@ class Distillation:
         return ray.get(task.remote(*arguments))
 
 
+def check_batches(recipe: Recipe, data: str, shards: Sequence[Shard]) -> None:
+    """Refuse data too little for a batch, before a teacher is loaded."""
+    for stage in recipe.stages:
+        if stage.data == data:
+            batches_in_pass(shards, stage.batch_size, stage.data)
+
+
 def write_start(recipe: Recipe, folder: Path) -> None:
     """The student with random heads."""
     body = recipe.student.body
@@ -225,11 +299,11 @@ def base_weights(recipe: Recipe) -> str | None:
     return folder_digest(location) if location.is_dir() and not body.random_weights else None
 
 
-def stream_rows(labeller: Labeller, shards: Sequence[Shard], job: StageJob, first_step: int) -> Dataset:
+def stream_rows(source: Source, shards: Sequence[Shard], job: StageJob, first_step: int) -> Dataset:
     """The labelled rows of a stage from `first_step` on, in the blocks that its workers take in turn."""
     span = {"first_step": first_step, "last_step": job.total_steps}
     visits = plan_visits(shards, seed=job.seed, batch_size=job.stage.batch_size, **span)
-    return labeller.stream(list(visits), job.stage.micro_rows)
+    return source.stream(list(visits), job.stage.micro_rows)
 
 
 def first_rows(shards: Sequence[Shard], rows: int) -> list[Shard]:
@@ -253,6 +327,6 @@ def tell_steps(stage: Stage, steps: int, shards: Sequence[Shard]) -> None:
     """Say how much a stage will see, and what a pass leaves out."""
     rows, dropped = steps * stage.batch_size, left_over(shards, stage.batch_size)
     logger.info(
-        "%s  %d steps of %d texts: %d in all; a pass leaves out the last %d, which fill no batch",
-        *(stage.name, steps, stage.batch_size, rows, dropped),
+        "%s  %d steps of %d %s: %d in all; a pass leaves out the last %d, which fill no batch",
+        *(stage.name, steps, stage.batch_size, stage.data, rows, dropped),
     )

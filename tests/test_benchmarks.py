@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from jasper_ray.benchmarks.batches import full_texts
 from jasper_ray.benchmarks.distill import Side, ratios
 from jasper_ray.benchmarks.losses import growth, measure, render
 from jasper_ray.benchmarks.stream import BATCH, benchmark_stream
 from jasper_ray.benchmarks.table import table
-from jasper_ray.benchmarks.train import alone, benchmark_train, check_tokens, device_of, full_batch, text_operations
+from jasper_ray.benchmarks.train import alone, benchmark_train, check_tokens, device_of, row_operations
 from jasper_ray.benchmarks.work import comparable, sizes
 from jasper_ray.config import ConfigError
 from jasper_ray.models.body import BodySettings
@@ -95,12 +96,12 @@ def test_operations_are_those_that_what_learns_needs(train: str, backward: str) 
     pooler = 2 * HIDDEN * HIDDEN  # BERT's own, computed and left aside
     forward = LAYERS * (matrices + attention) + head
     expected = pooler + (3 * forward if backward == "all" else forward + head)
-    assert text_operations(student, stage, full_batch(student, stage, TOKENS)) == expected
+    assert row_operations(student, stage, full_texts(student, stage, TOKENS)) == expected
 
 
 def test_what_cannot_be_timed_is_refused() -> None:
     stage = load_recipe("quickstart").stages[0]
-    with pytest.raises(ConfigError, match=r"stage 'fc1'.* needs micro batches of at least 3 texts"):
+    with pytest.raises(ConfigError, match=r"stage 'fc1'.* needs micro batches of at least 3 rows"):
         alone(stage, batch=2, steps=1)
     with pytest.raises(ConfigError, match="--steps is 0"):
         benchmark_train(load_recipe("quickstart"), None, None, steps=0, threads=1, peak_tflops=None)
@@ -122,7 +123,7 @@ def test_a_stage_alone_steps_at_some_share_of_what_the_device_can_do() -> None:
     )
     (record,) = benchmark_train(recipe, batch=4, tokens=TOKENS, steps=2, threads=1, peak_tflops=None)
     assert record["learns_m"] == (HIDDEN + 1) * FULL / 1e6
-    assert record["tokens_per_s"] == pytest.approx(TOKENS * record["texts_per_s"])
+    assert record["tokens_per_s"] == pytest.approx(TOKENS * record["rows_per_s"])
     assert 0 < record["share_of_peak"] < 1
 
 

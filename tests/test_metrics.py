@@ -85,7 +85,7 @@ def test_a_step_counts_its_rows_and_what_teachers_did(monkeypatch: pytest.Monkey
 
 def test_the_line_averages_over_its_steps() -> None:
     records = [record(8, total=3.0), record(9, total=4.0, seconds=1.5, rows_per_s=20.0, wait_share=0.0)]
-    line = progress_line("fc1", records, 50)
+    line = progress_line("fc1", "texts", records, 50)
     assert line == "fc1  step 10/50  loss 3.5  40 texts/s  6% waiting  40 s left"
 
 
@@ -125,7 +125,7 @@ def test_progress_tells_each_step_once(
 ) -> None:
     monkeypatch.setattr(logger, "disabled", False)  # import-linter, called by another test, silences all there are
     with caplog.at_level(logging.INFO, logger="jasper_ray"):
-        with Progress(log, "fc1", 10) as progress:
+        with Progress(log, "fc1", "texts", 10) as progress:
             progress.show()
             with log.open("a") as file:
                 file.write(json.dumps(record(6)) + "\n" + json.dumps(record(7)) + "\n")
@@ -136,7 +136,7 @@ def test_progress_tells_each_step_once(
 
 
 def test_progress_goes_on_where_workers_went_back_to_a_checkpoint(log: Path, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.INFO, logger="jasper_ray"), Progress(log, "fc1", 10) as progress:
+    with caplog.at_level(logging.INFO, logger="jasper_ray"), Progress(log, "fc1", "texts", 10) as progress:
         log.write_text(json.dumps(record(2)) + "\n")
         progress.show()
         log.write_text(json.dumps(record(2)) + "\n" + json.dumps(record(3)) + "\n")

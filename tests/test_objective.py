@@ -80,7 +80,7 @@ def test_an_objective_needs_a_head() -> None:
 def test_total_is_the_weighted_sum_or_mean_over_heads(reduction: Reduction) -> None:
     features_BF, target_BE = batch()
     vectors = vectors_of(heads(), features_BF)
-    result = Objective(HEADS, reduction=reduction)(vectors, target_BE)
+    result = Objective(HEADS, reduction=reduction)(vectors, dict.fromkeys(vectors, target_BE))
     wide = (
         10 * cosine_loss(vectors[16], target_BE)
         + 200 * similarity_loss(vectors[16], target_BE)
@@ -96,7 +96,7 @@ def test_total_is_the_weighted_sum_or_mean_over_heads(reduction: Reduction) -> N
 def test_terms_are_unweighted_detached_and_only_those_with_a_weight() -> None:
     features_BF, target_BE = batch()
     vectors = vectors_of(heads(), features_BF)
-    terms = Objective(HEADS)(vectors, target_BE).terms
+    terms = Objective(HEADS)(vectors, dict.fromkeys(vectors, target_BE)).terms
     assert list(terms) == [
         "cosine/16",
         "similarity/16",
@@ -112,7 +112,7 @@ def test_terms_are_unweighted_detached_and_only_those_with_a_weight() -> None:
 def test_heads_without_losses_get_no_gradient() -> None:
     features_BF, target_BE = batch()
     student = heads()
-    result = Objective({16: PAPER})(vectors_of(student, features_BF), target_BE)
+    result = Objective({16: PAPER})(vectors_of(student, features_BF), dict.fromkeys(HEADS, target_BE))
     assert set(gradients(student, result.total)) == {"16.weight", "16.bias"}
 
 
@@ -122,18 +122,18 @@ def test_heads_without_losses_get_no_gradient() -> None:
 def test_cosine_between_unequal_sizes_names_head_and_sizes() -> None:
     features_BF, target_BE = batch()
     with pytest.raises(ValueError, match="Head 6 has a cosine loss, but the target has 16 dimensions"):
-        Objective({6: PAPER})(vectors_of(heads(), features_BF), target_BE)
+        Objective({6: PAPER})(vectors_of(heads(), features_BF), dict.fromkeys(HEADS, target_BE))
 
 
 def test_missing_head_is_named() -> None:
     features_BF, target_BE = batch()
     with pytest.raises(ConfigError, match=r"name head 8, but the student returned heads \[6, 16\]"):
-        Objective({8: RELATIONAL})(vectors_of(heads(), features_BF), target_BE)
+        Objective({8: RELATIONAL})(vectors_of(heads(), features_BF), dict.fromkeys(HEADS, target_BE))
 
 
 def test_vectors_of_another_size_than_their_head_are_refused() -> None:
     with pytest.raises(ValueError, match=r"vectors of head 6 have shape \(4, 5\); expected \[B, 6\]"):
-        Objective({6: RELATIONAL})({6: torch.ones(4, 5)}, torch.ones(4, 16))
+        Objective({6: RELATIONAL})({6: torch.ones(4, 5)}, {6: torch.ones(4, 16)})
 
 
 # ---- Several workers ----
@@ -142,15 +142,15 @@ def test_vectors_of_another_size_than_their_head_are_refused() -> None:
 def test_global_scope_needs_no_process_group() -> None:
     features_BF, target_BE = batch()
     vectors = vectors_of(heads(), features_BF)
-    alone = Objective(HEADS, scope="global")(vectors, target_BE).total
-    torch.testing.assert_close(alone, Objective(HEADS)(vectors, target_BE).total)
+    alone = Objective(HEADS, scope="global")(vectors, dict.fromkeys(vectors, target_BE)).total
+    torch.testing.assert_close(alone, Objective(HEADS)(vectors, dict.fromkeys(vectors, target_BE)).total)
 
 
 def averaged_step(objective: Objective, features_BF: Tensor, target_BE: Tensor) -> dict[str, Tensor]:
     """What an engine does: each worker takes its own rows, gradients are averaged; and the terms it would report."""
     student = heads()
     rows = slice(dist.get_rank() * len(target_BE) // WORKERS, (dist.get_rank() + 1) * len(target_BE) // WORKERS)
-    result = objective(vectors_of(student, features_BF[rows]), target_BE[rows])
+    result = objective(vectors_of(student, features_BF[rows]), dict.fromkeys(HEADS, target_BE[rows]))
     averaged = gradients(student, result.total)
     for gradient in averaged.values():
         dist.all_reduce(gradient)
@@ -190,7 +190,7 @@ def test_global_scope_on_two_workers_equals_one_worker_with_all_rows(
 ) -> None:
     student = heads()
     features_BF, target_BE = batch()
-    result = Objective(HEADS)(vectors_of(student, features_BF), target_BE)
+    result = Objective(HEADS)(vectors_of(student, features_BF), dict.fromkeys(HEADS, target_BE))
     expected = {**gradients(student, result.total), **result.terms}
     for found in workers:
         assert_near(found["global"], expected)
@@ -200,7 +200,7 @@ def test_worker_scope_is_the_mean_of_the_workers_own_batches(workers: list[dict[
     student = heads()
     features_BF, target_BE = batch()
     halves = [
-        Objective(HEADS)(vectors_of(student, features), target)
+        Objective(HEADS)(vectors_of(student, features), dict.fromkeys(HEADS, target))
         for features, target in zip(features_BF.chunk(2), target_BE.chunk(2), strict=True)
     ]
     expected = gradients(student, (halves[0].total + halves[1].total) / 2)

@@ -86,7 +86,9 @@ def test_no_steps_need_no_visits() -> None:
 
 
 def test_fewer_texts_than_a_batch_are_refused() -> None:
-    with pytest.raises(ConfigError, match="31 training texts, fewer than one batch of 32; lower batch_size"):
+    with pytest.raises(
+        ConfigError, match="there are 31 texts to train on, fewer than one batch of 32; lower batch_size"
+    ):
         batches_in_pass(SHARDS, 32)
-    with pytest.raises(ConfigError, match="the corpus has 0 training texts"):
+    with pytest.raises(ConfigError, match="there are 0 texts to train on"):
         list(plan_visits([], seed=0, batch_size=1, first_step=0, last_step=1))

@@ -30,11 +30,13 @@ def test_a_shipped_recipe_loads_and_survives_its_own_resolved_form(name: str) ->
 
 def test_jasper_trains_what_the_paper_says() -> None:
     recipe = load_recipe("jasper-2b")
-    student = meta_student(recipe.student)
-    first, second, third = (trained_parameters(student, stage) for stage in recipe.stages)
+    reading, seeing = meta_student(recipe.student), meta_student(recipe.student, sees=True)
+    first, second, third = (trained_parameters(reading, stage) for stage in recipe.stages[:3])
+    fourth = trained_parameters(seeing, recipe.stages[3])
     assert first == 1536 * 12288 + 12288
     assert second == pytest.approx(159.3e6, rel=1e-3)
     assert third == pytest.approx(1.57e9, rel=5e-3)
+    assert fourth == pytest.approx(413e6, rel=1e-2)  # SigLIP without the pooling head, which no token passes through
 
 
 def test_resources_of_pools_and_the_largest_stage_add_up(values: dict[str, Any]) -> None:
@@ -83,11 +85,11 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
     ("unknown choice", {"stages.0.precision": "fp8"}, r"stages\.0\.precision: .*'fp32' or 'bf16'; found 'fp8'"),
     ("unknown targets", {"targets": {"type": "stored"}}, r"targets: .*'live', 'cached'"),
     ("batch does not divide", {"stages.0.micro_batch_size": 5}, r"stage 'first': batch_size 16 is no multiple"),
-    ("too small for relations", {"stages.0.micro_batch_size": 2}, r"stage 'first': .*at least 3 texts"),
+    ("too small for relations", {"stages.0.micro_batch_size": 2}, r"stage 'first': .*at least 3 rows"),
     (
         "too small for similarity",
         {"stages.0.micro_batch_size": 1, "stages.0.losses": {48: {"similarity": 1}}},
-        r"stage 'first': similarity .*at least 2 texts",
+        r"stage 'first': similarity .*at least 2 rows",
     ),
     ("steps and passes", {"stages.0.passes": 1}, r"stage 'first': give either steps or passes"),
     ("untrained head", {"student.heads": [48, 16, 8]}, r"student\.heads: no stage's losses train head 8"),

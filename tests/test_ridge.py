@@ -14,8 +14,9 @@ from torch import Tensor
 
 from jasper_ray.assets import locate
 from jasper_ray.encoders import HashEncoder, StudentEncoder, load_sentence_transformer
-from jasper_ray.models.body import BodySettings, load_tokenizer
+from jasper_ray.models.body import BodySettings
 from jasper_ray.models.folder import StudentCard
+from jasper_ray.models.loading import load_tokenizer
 from jasper_ray.models.ridge import RidgeFit, project, set_heads
 from jasper_ray.models.student import StudentSettings, build_student
 

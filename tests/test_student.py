@@ -21,8 +21,9 @@ from jasper_ray import load_student
 from jasper_ray.assets import locate
 from jasper_ray.config import ConfigError
 from jasper_ray.encoders import load_sentence_transformer
-from jasper_ray.models.body import BodySettings, load_body, load_tokenizer, shape_body
+from jasper_ray.models.body import BodySettings, load_body, shape_body
 from jasper_ray.models.folder import StudentCard, load_student_folder, save_student
+from jasper_ray.models.loading import load_tokenizer
 from jasper_ray.models.pooling import pool
 from jasper_ray.models.student import STELLA_PROMPTS, Student, StudentSettings, build_student
 from jasper_ray.models.tokens import length_groups
@@ -250,7 +251,7 @@ def test_a_save_that_fails_leaves_the_older_student(
     def full(*_: object, **__: object) -> None:
         raise OSError("no space left on device")
 
-    monkeypatch.setattr("jasper_ray.models.folder.save_file", full)
+    monkeypatch.setattr("jasper_ray.models.files.save_file", full)
     with pytest.raises(OSError, match="no space left"):
         save_student(*load_student_folder(folder), place)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before

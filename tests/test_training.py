@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import ray
 import torch
-from safetensors.torch import load_file
-from small_run import SmallRun, metrics
-from torch import Tensor
+from small_run import SmallRun, changed, kill_a_worker_after, metrics, weights
 
 from jasper_ray.config import ConfigError
 from jasper_ray.pipelines.session import ray_session
@@ -30,22 +24,6 @@ pytestmark = pytest.mark.slow
 def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SmallRun]:
     with ray_session(cpus=4, gpus=0):
         yield SmallRun(tmp_path_factory.mktemp("small"))
-
-
-def weights(student: Path) -> dict[str, Tensor]:
-    """Every weight of a student folder, by file and name."""
-    return {
-        f"{path.parent.name if path.parent != student else 'body'}:{name}": value
-        for path in sorted(student.rglob("*.safetensors"))
-        for name, value in load_file(path).items()
-    }
-
-
-def changed(before: Path, after: Path) -> set[str]:
-    """Names of the weights that differ, to the bit."""
-    old, new = weights(before), weights(after)
-    assert old.keys() == new.keys()
-    return {name for name in old if not torch.equal(old[name], new[name])}
 
 
 @pytest.fixture(scope="module")
@@ -109,14 +87,6 @@ def test_a_killed_worker_is_replaced_and_the_result_is_the_same(small: SmallRun,
     steps = [record["step"] for record in metrics(killed)]
     assert steps == list(range(40))
     assert changed(killed.student, whole.student) == set()
-
-
-def kill_a_worker_after(checkpoints: Path, step: int) -> None:
-    while latest_step(checkpoints) < step:
-        time.sleep(0.05)
-    workers = [p for p in psutil.Process().children(recursive=True) if "RayTrainWorker" in " ".join(p.cmdline())]
-    assert workers, "the stage ended before a worker could be killed"
-    os.kill(workers[0].pid, signal.SIGKILL)
 
 
 def test_a_loss_that_is_not_finite_stops_the_stage_and_names_the_rows(small: SmallRun) -> None:

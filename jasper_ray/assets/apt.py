@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import gzip
-import io
 import logging
 import shutil
 import subprocess
 import tarfile
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -26,8 +27,8 @@ def fetch_packages(name: str, packages: Sequence[str], folder: Path) -> list[Pat
     """
     if not shutil.which("apt-get") or not shutil.which("dpkg-deb"):
         raise ConfigError(
-            f"the texts debian:{name} come from Debian packages and this machine has no apt-get and dpkg-deb: "
-            "name a text file of your own as the path of the source, or run on Debian or Ubuntu"
+            f"debian:{name} comes from Debian packages and this machine has no apt-get and dpkg-deb: "
+            "name data of your own as the path of the source, or run on Debian or Ubuntu"
         )
     folder.mkdir(parents=True, exist_ok=True)
     return [_fetch(package, folder, f"{name}, package {package}") for package in packages]
@@ -45,7 +46,7 @@ def _fetch(package: str, folder: Path, title: str) -> Path:
         if finished.returncode:
             raise ConfigError(
                 f"apt-get could not download {package}: {last_error(finished.stderr)}; refresh apt's lists with "
-                "`apt-get update` as root, or name a text file of your own as the path of the source"
+                "`apt-get update` as root, or name data of your own as the path of the source"
             )
         next(partial.glob("*.deb")).replace(path)
         shutil.rmtree(partial)
@@ -57,13 +58,26 @@ def read_package(package: Path, pattern: str) -> list[tuple[str, str]]:
 
     Files are read in memory, so none can land anywhere. Raises ConfigError where the package is damaged.
     """
-    finished = subprocess.run(["dpkg-deb", "--fsys-tarfile", str(package)], capture_output=True, check=False)
-    if finished.returncode:
-        reason = last_error(finished.stderr.decode(errors="replace"))
-        raise ConfigError(f"{package} cannot be unpacked ({reason}): delete this file and run again")
-    with tarfile.open(fileobj=io.BytesIO(finished.stdout)) as files:
+    with open_package(package) as files:
         names = sorted(file.name for file in files if file.isfile() and fnmatch(file.name, pattern))
         return [(name, _text(name, read_member(files, name))) for name in names]
+
+
+@contextmanager
+def open_package(package: Path) -> Iterator[tarfile.TarFile]:
+    """The files of a package, unpacked on disk beside it for as long as they are read.
+
+    Raises ConfigError where the package is damaged.
+    """
+    with tempfile.TemporaryFile(dir=package.parent) as unpacked:
+        command = ["dpkg-deb", "--fsys-tarfile", str(package)]
+        finished = subprocess.run(command, stdout=unpacked, stderr=subprocess.PIPE, check=False)
+        if finished.returncode:
+            reason = last_error(finished.stderr.decode(errors="replace"))
+            raise ConfigError(f"{package} cannot be unpacked ({reason}): delete this file and run again")
+        unpacked.seek(0)
+        with tarfile.open(fileobj=unpacked) as files:
+            yield files
 
 
 def _text(name: str, content: bytes) -> str:

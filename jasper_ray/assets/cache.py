@@ -25,31 +25,57 @@ from jasper_ray.config import ConfigError
 logger = logging.getLogger(__name__)
 
 MARKER = "asset.json"
+PREFIXES = ("pypi:", "debian:", "sklearn:")
 
 
 def locate(name: str, revision: str | None = None) -> str:
-    """The local path of the asset `pypi:…` or `debian:…`; any other name, a path or a hub id, comes back unchanged.
+    """The local path of an asset (`pypi:…`, `debian:…`, `sklearn:…`), or of what the name goes on to inside its folder
+    (`sklearn:digits/test`); any other name, a path or a hub id, comes back unchanged.
 
-    A model is a sentence-transformers folder, a text a UTF-8 file with one text a line. The first call downloads, later
-    ones take milliseconds. Raises ConfigError for an unknown asset, a failed download and a damaged file.
+    A model is a transformers or sentence-transformers folder, a text a UTF-8 file with one text a line, images are a
+    folder with `metadata.jsonl`. The first call downloads, later ones take milliseconds. Raises ConfigError for an
+    unknown asset, a path that its folder does not have, a failed download and a damaged file.
     """
-    if not name.startswith(("pypi:", "debian:")):
+    if not name.startswith(PREFIXES):
         return name
-    if name not in ASSETS:
-        raise ConfigError(f"there is no asset {name!r}; known are {', '.join(sorted(ASSETS))}")
+    root, inner = _parts(name)
     if revision is not None:
         raise ConfigError(
             f"asset {name!r} is pinned by its hash, but revision {revision!r} was given: remove the revision"
         )
-    return str(_located(name.partition(":")[2], ASSETS[name]))
+    folder = _located(root.partition(":")[2], ASSETS[root])
+    if inner:
+        return str(_inside(folder, inner, name))
+    return str(folder / TEXT if ASSETS[root].checked == TEXT else folder)
 
 
 def contents(name: str) -> str:
     """What the asset of that name holds: the sha256 of its checked file, which for a distribution's package depends on
-    the release."""
-    location = Path(locate(name))
-    folder = location if location.is_dir() else location.parent
-    return str(json.loads((folder / MARKER).read_text())["sha256"])
+    the release, followed by the path inside it if the name has one."""
+    locate(name)
+    root, inner = _parts(name)
+    marker = cache_folder() / root.partition(":")[2] / MARKER
+    sha256 = str(json.loads(marker.read_text())["sha256"])
+    return f"{sha256}/{inner}" if inner else sha256
+
+
+def _parts(name: str) -> tuple[str, str]:
+    """The asset's own name, and the path inside its folder, which may be empty."""
+    root, _, inner = name.partition("/")
+    if root not in ASSETS:
+        raise ConfigError(f"there is no asset {root!r}; known are {', '.join(sorted(ASSETS))}")
+    return root, inner
+
+
+def _inside(folder: Path, inner: str, name: str) -> Path:
+    """That path inside of the folder of an asset."""
+    path = (folder / inner).resolve()
+    if not path.is_relative_to(folder):
+        raise ConfigError(f"asset {name!r} leads to {path}, outside of the asset's folder {folder}: remove the '..'")
+    if not path.exists():
+        known = ", ".join(sorted(entry.name for entry in folder.iterdir() if entry.name != MARKER))
+        raise ConfigError(f"asset {name!r} has no {inner!r}; in its folder {folder} are {known}")
+    return path
 
 
 def cache_folder() -> Path:
@@ -66,7 +92,7 @@ def _located(title: str, asset: Asset) -> Path:
             if not folder.exists():
                 _build(title, asset, folder)
     _check(folder, asset)
-    return folder / TEXT if asset.checked == TEXT else folder
+    return folder
 
 
 def _build(title: str, asset: Asset, folder: Path) -> None:

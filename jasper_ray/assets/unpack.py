@@ -54,12 +54,15 @@ def _members(archive: zipfile.ZipFile, folder: str) -> Iterator[tuple[zipfile.Zi
     for member in archive.infolist():
         if member.is_dir() or not member.filename.startswith(folder):
             continue
-        path = PurePosixPath(member.filename[len(folder) :])
-        if path.is_absolute() or ".." in path.parts:
-            raise ConfigError(
-                f"{archive.filename} wants to write outside its folder ({member.filename}); it was refused"
-            )
-        yield member, path
+        yield member, path_inside(member.filename[len(folder) :], str(archive.filename))
+
+
+def path_inside(name: str, archive: str) -> PurePosixPath:
+    """A member's name below the folder it is written to; ConfigError where it leads elsewhere."""
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts:
+        raise ConfigError(f"{archive} wants to write outside its folder ({name}); it was refused")
+    return path
 
 
 def read_member(archive: tarfile.TarFile, name: str) -> bytes:

@@ -28,6 +28,7 @@ from jasper_ray.pipelines.session import ray_session
 from jasper_ray.pipelines.shards import Batch, ReadShard, ReadTargets, arrange
 from jasper_ray.pipelines.targets import TargetCache
 from jasper_ray.runs import StageFolder
+from jasper_ray.training.feed import TextFeed
 from jasper_ray.training.job import StageJob
 from jasper_ray.training.stage import run_stage
 
@@ -75,7 +76,7 @@ def stage_job(work: Work, rows: int) -> StageJob:
         start=work.start,
         folder=StageFolder(work.folder / "stages" / uuid.uuid4().hex),
         total_steps=rows // work.stage.batch_size,
-        target_parts=tuple((teacher.name, teacher.weight) for teacher in work.recipe.teachers),
+        feed=TextFeed(tuple((teacher.name, teacher.weight) for teacher in work.recipe.teachers)),
         dropout=work.recipe.student.dropout,
         seed=work.recipe.seed,
     )

@@ -1,38 +1,33 @@
 """Training alone: how fast a recipe's stages step on this machine's device, and how much of the device that uses.
 
 One worker, whole micro-batches of full length, vectors that nobody labelled: what is measured does not depend on what
-the texts mean. The engine, the objective and the step are those of a run. Where the recipe declares the body's
-architecture its weights are random, so that nothing is downloaded.
+the rows mean. The engine, the objective and the step are those of a run. Where the recipe declares an architecture its
+weights are random, so that nothing is downloaded. For a stage on images one processor also decodes photographs: how
+many such processors would keep up is the share of a run that decoding costs.
 """
-
-# Shape legend: B texts, T tokens, E size of the target.
 
 from __future__ import annotations
 
-import itertools
 import time
-from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from pydantic import ValidationError
-from torch.nn import functional as F
 
 from jasper_ray.benchmarks.alone import WARM_UP_STEPS, lone_worker, run_steps
+from jasper_ray.benchmarks.batches import full_images, full_texts, in_turn, photographs
 from jasper_ray.benchmarks.process import forget_peak, in_fresh_process, resident
 from jasper_ray.benchmarks.table import table
 from jasper_ray.config import ConfigError, first_fault
 from jasper_ray.dry_run import trained_parameters
+from jasper_ray.images import decode
 from jasper_ray.models.student import Student, StudentSettings, build_student
-from jasper_ray.models.tokens import TokenGroup
+from jasper_ray.models.vision import build_vision
 from jasper_ray.recipe import Recipe, Stage
 from jasper_ray.runs import StageFolder
+from jasper_ray.training.feed import MicroBatch, TextFeed
 from jasper_ray.training.job import StageJob
-
-if TYPE_CHECKING:
-    from jasper_ray.training.feed import MicroBatch
 
 MATRIX = {"cuda": 8192, "cpu": 2048}
 """Rows and columns of the matrices whose product shows what a device can do."""
@@ -41,12 +36,14 @@ COLUMNS = (
     "stage",
     "device",
     "learns_m",
-    "texts_per_s",
+    "rows_per_s",
     "tokens_per_s",
     "tflops",
     "peak_tflops",
     "share_of_peak",
     "memory_gib",
+    "decoded_per_s",
+    "decoding_cpus",
 )
 
 
@@ -56,8 +53,8 @@ def benchmark_train(
     """One record a stage, each in a process of its own.
 
     Args:
-        batch: texts in a step, in one forward pass; the stage's micro-batch when None.
-        tokens: tokens of every text; the student's max_length when None.
+        batch: rows in a step, in one forward pass; the stage's micro-batch when None.
+        tokens: tokens of every text; the student's max_length when None. An image has its own number.
         peak_tflops: what the device's maker promises, in 10^12 operations a second; when None, what one large matrix
             product reaches in the stage's precision.
 
@@ -69,17 +66,19 @@ def benchmark_train(
     student = without_download(recipe.student)
     tokens = tokens or student.max_length
     stages = [alone(stage, batch or stage.micro_rows, steps) for stage in recipe.stages]
-    parts = tuple((teacher.name, teacher.weight) for teacher in recipe.teachers)
     return [
-        {"stage": stage.name, **in_fresh_process(step_alone, student, stage, parts, tokens, threads, peak_tflops)}
+        {"stage": stage.name, **in_fresh_process(step_alone, student, stage, tokens, threads, peak_tflops)}
         for stage in stages
     ]
 
 
 def without_download(settings: StudentSettings) -> StudentSettings:
-    """The same student, its body's weights random where the recipe says what to draw."""
-    random = settings.body.architecture is not None
-    return settings.model_copy(update={"body": settings.body.model_copy(update={"random_weights": random})})
+    """The same student, its body's and its tower's weights random where the recipe says what to draw."""
+    body, vision = settings.body, settings.vision
+    changed = {"body": body.model_copy(update={"random_weights": body.architecture is not None})}
+    if vision and vision.architecture and vision.preprocessing:
+        return settings.model_copy(update={**changed, "vision": vision.model_copy(update={"base": None})})
+    return settings.model_copy(update=changed)
 
 
 def alone(stage: Stage, batch: int, steps: int) -> Stage:
@@ -93,22 +92,19 @@ def alone(stage: Stage, batch: int, steps: int) -> Stage:
 
 
 def step_alone(
-    settings: StudentSettings,
-    stage: Stage,
-    parts: tuple[tuple[str, float], ...],
-    tokens: int,
-    threads: int,
-    peak_tflops: float | None,
+    settings: StudentSettings, stage: Stage, tokens: int, threads: int, peak_tflops: float | None
 ) -> dict[str, Any]:
-    """Steps of one stage after a warm-up: texts a second, operations a second, memory at the peak."""
+    """Steps of one stage after a warm-up: rows a second, operations a second, memory at the peak."""
     device = device_of(stage)
     student = build_student(settings, seed=0)
     check_tokens(student, tokens)
+    if stage.data == "images" and settings.vision:
+        student.vision = build_vision(settings.vision, student.body.config.hidden_size)
     learns = trained_parameters(student, stage)
-    micro = full_batch(student, stage, tokens)
-    operations = text_operations(student.to(device), stage, micro) * stage.batch_size
+    micro = full_images(student, stage) if stage.data == "images" else full_texts(student, stage, tokens)
+    operations = row_operations(student.to(device), stage, micro) * stage.batch_size
     steps = stage.steps or 0
-    job = StageJob(stage, Path(), StageFolder(Path()), steps, parts, settings.dropout, seed=0)
+    job = StageJob(stage, Path(), StageFolder(Path()), steps, TextFeed(()), settings.dropout, seed=0)
     with lone_worker(job, student, device, threads) as worker:
         promised = peak_tflops or product_tflops(device, stage.precision)
         stream = in_turn(micro)
@@ -120,13 +116,26 @@ def step_alone(
     return {
         "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
         "learns_m": learns / 1e6,
-        "texts_per_s": stage.batch_size / seconds,
-        "tokens_per_s": stage.batch_size * tokens / seconds,
+        "rows_per_s": stage.batch_size / seconds,
+        "tokens_per_s": sum(group.mask_BT.numel() for group in micro.groups) / seconds,
         "tflops": reached,
         "peak_tflops": promised,
         "share_of_peak": reached / promised,
         "memory_gib": memory,
+        **decoding(student, stage.batch_size / seconds),
     }
+
+
+def decoding(student: Student, rows_per_s: float) -> dict[str, float]:
+    """For a student that sees: photographs that one processor decodes in a second, and processors that keep up."""
+    if student.vision is None:
+        return {}
+    files = photographs()
+    began = time.perf_counter()
+    for photograph in files:
+        student.vision.preprocessing.pixels(decode(photograph))
+    rate = len(files) / (time.perf_counter() - began)
+    return {"decoded_per_s": rate, "decoding_cpus": rows_per_s / rate}
 
 
 def device_of(stage: Stage) -> torch.device:
@@ -165,32 +174,15 @@ def peak_gib(device: torch.device) -> float:
     return torch.cuda.max_memory_allocated() / 2**30 if device.type == "cuda" else resident("VmHWM") / 2**20
 
 
-def full_batch(student: Student, stage: Stage, tokens: int) -> MicroBatch:
-    """A micro-batch without padding, in the stage's groups."""
-    from jasper_ray.training.feed import MicroBatch
-
-    generator = torch.Generator().manual_seed(0)
-    vocabulary = student.body.config.vocab_size
-    ids_BT = torch.randint(vocabulary, (stage.batch_size, tokens), generator=generator)
-    target_BE = F.normalize(torch.randn(stage.batch_size, student.dims[0], generator=generator))
-    groups = [TokenGroup(ids, torch.ones_like(ids)) for ids in ids_BT.split(stage.group_rows)]
-    return MicroBatch([str(row) for row in range(stage.batch_size)], 0, groups, target_BE, {})
-
-
-def in_turn(micro: MicroBatch) -> Iterator[MicroBatch]:
-    """The same rows again and again, at the places where a stage expects them."""
-    return (replace(micro, position=round_ * micro.rows) for round_ in itertools.count())
-
-
-def text_operations(student: Student, stage: Stage, micro: MicroBatch) -> float:
-    """Floating-point operations that the method asks for a text, forward and backward, as torch counts them in one
-    text of the batch: what checkpointing computes twice counts once."""
+def row_operations(student: Student, stage: Stage, micro: MicroBatch) -> float:
+    """Floating-point operations that the method asks for a row, forward and backward, as torch counts them in one
+    row of the batch: what checkpointing computes twice counts once."""
     from torch.utils.flop_counter import FlopCounterMode
 
     student.freeze_all_but(stage.train)
-    first = TokenGroup(micro.groups[0].ids_BT[:1], micro.groups[0].mask_BT[:1]).to(next(student.parameters()).device)
+    first = micro.groups[0].first(1)
     with FlopCounterMode(display=False) as counter:
-        vectors = student([first], tuple(stage.losses))
+        vectors = student([first.to(next(student.parameters()).device)], tuple(stage.losses))
         torch.cat(vectors, dim=1).sum().backward()
     student.zero_grad(set_to_none=True)
     return float(counter.get_total_flops())

@@ -84,7 +84,7 @@ def comparable(recipe: Recipe, shard_rows: int) -> Recipe:
     full = recipe.student.heads[0]
     values = recipe.model_dump(mode="json")
     stage = {
-        **values["stages"][-1],
+        **last_on_texts(recipe).model_dump(mode="json"),
         "train": ["*"],
         "losses": {full: {"cosine": 1}},
         "checkpoint_every": NO_CHECKPOINTS,
@@ -93,8 +93,9 @@ def comparable(recipe: Recipe, shard_rows: int) -> Recipe:
     }
     sources = [{**source, "limit": None} for source in values["corpus"]["sources"]]
     corpus = {**values["corpus"], "sources": sources, "holdout": 0, "shard_rows": shard_rows}
-    student = {**values["student"], "heads": [full], "default_head": full}
+    student = {**values["student"], "heads": [full], "default_head": full, "vision": None}
     changed = {
+        "images": None,
         "student": student,
         "heads_start": {"type": "random"},
         "corpus": corpus,
@@ -103,6 +104,11 @@ def comparable(recipe: Recipe, shard_rows: int) -> Recipe:
         "evaluation": {"teachers": False, "ridge": False},
     }
     return parse_recipe({**values, **changed}, f"the benchmark's form of {recipe.name}")
+
+
+def last_on_texts(recipe: Recipe) -> Stage:
+    """The stage that both sides run."""
+    return [stage for stage in recipe.stages if stage.data == "texts"][-1]
 
 
 def names(recipe: Recipe) -> Sequence[str]:

@@ -41,7 +41,7 @@ def _check_file(source: Source, files: SourceFiles, path: str) -> None:
     with files.filesystem.open_input_stream(path, compression="detect") as stream:
         if source.format != "text":
             names = read_csv_names(stream, path) if source.format == "csv" else read_json_keys(stream, path)
-            _check_column(source, path, names)
+            check_column(source.title, path, names, source.column)
         else:
             next(read_lines(stream, path, None), None)
 
@@ -49,19 +49,25 @@ def _check_file(source: Source, files: SourceFiles, path: str) -> None:
 def _check_parquet(source: Source, files: SourceFiles, path: str) -> None:
     with files.filesystem.open_input_file(path) as file:
         schema = pq.ParquetFile(file).schema_arrow
-    _check_column(source, path, schema.names)
-    found = schema.field(source.column).type
-    found = found.value_type if pa.types.is_dictionary(found) else found
-    if not (pa.types.is_string(found) or pa.types.is_large_string(found) or pa.types.is_string_view(found)):
+    check_column(source.title, path, schema.names, source.column)
+    check_text_column(source.title, path, schema, source.column)
+
+
+def check_column(title: str, path: str, names: Sequence[str], column: str, setting: str = "column") -> None:
+    """Refuse a file of the source `title` without the column that its `setting` names."""
+    if column not in names:
         raise ConfigError(
-            f"source '{source.title}': column '{source.column}' of {path} holds {found}, expected text (string); "
-            "change the source's column"
+            f"source '{title}': {path} has no column '{column}', it has {', '.join(names) or 'none'}; "
+            f"change the source's {setting}"
         )
 
 
-def _check_column(source: Source, path: str, names: Sequence[str]) -> None:
-    if source.column not in names:
+def check_text_column(title: str, path: str, schema: pa.Schema, column: str, setting: str = "column") -> None:
+    """Refuse a Parquet file whose column, which its `setting` names, holds something else than texts."""
+    found = schema.field(column).type
+    found = found.value_type if pa.types.is_dictionary(found) else found
+    if not (pa.types.is_string(found) or pa.types.is_large_string(found) or pa.types.is_string_view(found)):
         raise ConfigError(
-            f"source '{source.title}': {path} has no column '{source.column}', it has {', '.join(names) or 'none'}; "
-            "change the source's column"
+            f"source '{title}': column '{column}' of {path} holds {found}, expected text (string); "
+            f"change the source's {setting}"
         )

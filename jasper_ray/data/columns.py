@@ -1,6 +1,11 @@
-"""The columns that a teacher adds to labelled rows: what the pipeline writes and the trainer reads."""
+"""The columns that a pipeline adds to rows: what it writes and the trainer reads."""
 
 from __future__ import annotations
+
+PIXELS = "pixels"
+"""The column of images' pixels, uint8 `[N, 3, S, S]`."""
+DECODING = "decoding"
+"""Who made the pixels, for `seconds_column`."""
 
 
 def vector_column(teacher: str) -> str:
@@ -8,6 +13,6 @@ def vector_column(teacher: str) -> str:
     return f"vector:{teacher}"
 
 
-def seconds_column(teacher: str) -> str:
-    """The column of the seconds a row took a teacher."""
-    return f"seconds:{teacher}"
+def seconds_column(worker: str) -> str:
+    """The column of the seconds a row took a teacher, or the decoding."""
+    return f"seconds:{worker}"

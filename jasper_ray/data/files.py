@@ -5,19 +5,43 @@ from __future__ import annotations
 import fnmatch
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import pyarrow as pa
 from pyarrow import fs
 
 from jasper_ray.assets import contents, locate
 from jasper_ray.config import ConfigError, fingerprint
-from jasper_ray.data.settings import Source
 
-SUFFIXES = {"parquet": (".parquet",), "jsonl": (".jsonl", ".json"), "csv": (".csv",), "text": (".txt",)}
+SUFFIXES = {
+    "parquet": (".parquet",),
+    "jsonl": (".jsonl", ".json"),
+    "csv": (".csv",),
+    "text": (".txt",),
+    "webdataset": (".tar", ".tar.gz", ".tgz"),
+    "folder": ("",),
+}
 """Which files of a folder belong to a format; a file or glob named outright may be called anything."""
 
 COMPRESSIONS = ("", ".gz", ".bz2", ".zst")
+"""What may follow the suffix of texts and tables."""
+
 _GLOB_SIGNS = "*?["
+
+
+class Located(Protocol):
+    """A source of texts or of pairs, as far as its files go."""
+
+    @property
+    def path(self) -> str: ...
+
+    @property
+    def title(self) -> str: ...
+
+    @property
+    def format(self) -> str:
+        """A key of `SUFFIXES`."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -28,9 +52,17 @@ class SourceFiles:
     paths: tuple[str, ...]
     content: str
     """A fingerprint of what is known about the contents; see `find_files`."""
+    root: str
+    """The deepest folder that the source's path names without glob signs."""
+    size: int
+    """Bytes of all files."""
+
+    def inside(self, path: str) -> str:
+        """One of the paths, relative to the root."""
+        return path.removeprefix(self.root).lstrip("/")
 
 
-def find_files(source: Source) -> SourceFiles:
+def find_files(source: Located) -> SourceFiles:
     """The files `source` names: one file, all files of its format below a folder, or what a glob matches.
 
     Names that begin with `.` or `_` are passed over in folders and globs. `content` changes when a local file gets
@@ -48,13 +80,17 @@ def find_files(source: Source) -> SourceFiles:
     if not infos:
         raise ConfigError(_nothing_found(source, location))
     if all(info.size == 0 for info in infos):
-        raise ConfigError(
-            f"source '{source.title}': {location} is empty; write texts into it, or change the source's path"
-        )
-    return SourceFiles(filesystem, tuple(info.path for info in infos), _content(source, location, infos, path))
+        raise ConfigError(f"source '{source.title}': {location} is empty; fill it, or change the source's path")
+    return SourceFiles(
+        filesystem,
+        paths=tuple(info.path for info in infos),
+        content=_content(source, location, infos, path),
+        root=_root(infos, path),
+        size=sum(info.size or 0 for info in infos),
+    )
 
 
-def _content(source: Source, location: str, infos: list[fs.FileInfo], path: str) -> str:
+def _content(source: Located, location: str, infos: list[fs.FileInfo], path: str) -> str:
     if location != source.path:
         return contents(source.path)
     if "://" not in location or location.startswith("file://"):
@@ -62,7 +98,7 @@ def _content(source: Source, location: str, infos: list[fs.FileInfo], path: str)
     return fingerprint(source.path)
 
 
-def _open_filesystem(source: Source, location: str) -> tuple[fs.FileSystem, str]:
+def _open_filesystem(source: Located, location: str) -> tuple[fs.FileSystem, str]:
     if "://" not in location:
         return fs.LocalFileSystem(), str(Path(location).expanduser().absolute())
     address, sign, options = location.partition("?")  # in a URI this begins options such as region=, not a glob
@@ -77,17 +113,23 @@ def _open_filesystem(source: Source, location: str) -> tuple[fs.FileSystem, str]
     return filesystem, "/".join([path.rstrip("/"), pattern]) if pattern else path
 
 
-def _list_files(source: Source, filesystem: fs.FileSystem, path: str) -> list[fs.FileInfo]:
+def _list_files(source: Located, filesystem: fs.FileSystem, path: str) -> list[fs.FileInfo]:
     info = filesystem.get_file_info(path)
+    if source.format == "folder" and info.type != fs.FileType.Directory:
+        return []
     if info.type == fs.FileType.File:
         return [info]
     if info.type == fs.FileType.Directory:
         found = _below(filesystem, path)
-        endings = tuple(suffix + compression for suffix in SUFFIXES[source.format] for compression in COMPRESSIONS)
-        return [info for info in found if info.path.endswith(endings)]
+        return [info for info in found if info.path.endswith(_endings(source.format))]
     if _split_glob(path)[1]:
         return [info for info in _below(filesystem, _split_glob(path)[0] or "/") if _matches(info.path, path)]
     return []
+
+
+def _endings(form: str) -> tuple[str, ...]:
+    compressions = ("",) if form in ("webdataset", "folder") else COMPRESSIONS
+    return tuple(suffix + compression for suffix in SUFFIXES[form] for compression in compressions)
 
 
 def _below(filesystem: fs.FileSystem, folder: str) -> list[fs.FileInfo]:
@@ -122,14 +164,21 @@ def _match_parts(parts: list[str], patterns: list[str]) -> bool:
     return bool(parts) and fnmatch.fnmatchcase(parts[0], patterns[0]) and _match_parts(parts[1:], patterns[1:])
 
 
+def _root(infos: list[fs.FileInfo], path: str) -> str:
+    if len(infos) == 1 and infos[0].path == path:
+        return path.rpartition("/")[0]
+    return _split_glob(path)[0] if _split_glob(path)[1] else path
+
+
 def _listing(infos: list[fs.FileInfo], path: str) -> str:
     root = path if len(infos) > 1 or infos[0].path != path else path.rpartition("/")[0]
     return fingerprint([[info.path.removeprefix(root), info.size, info.mtime_ns] for info in infos])
 
 
-def _nothing_found(source: Source, location: str) -> str:
+def _nothing_found(source: Located, location: str) -> str:
     suffixes = " or ".join(SUFFIXES[source.format])
+    expected = f"a file, a glob that matches one, or a folder with {suffixes} files" if suffixes else "a folder"
     return (
-        f"source '{source.title}': found no file at {location}; expected a file, a glob that matches one, "
-        f"or a folder with {suffixes} files (its format is {source.format}); change path or format of the source"
+        f"source '{source.title}': found no file at {location}; expected {expected} "
+        f"(its format is {source.format}); change path or format of the source"
     )

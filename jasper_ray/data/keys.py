@@ -19,6 +19,19 @@ def text_id(text: str) -> str:
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
+def image_id(image: bytes) -> str:
+    """The id of an image: 16 hex digits of BLAKE2b over the bytes of its file."""
+    return hashlib.blake2b(image, digest_size=8).hexdigest()
+
+
+def pair_id(image: bytes, caption: str) -> str:
+    """The id of an image and its caption. Equal pairs have equal ids."""
+    digest = hashlib.blake2b(b"%d:" % len(image), digest_size=8)
+    digest.update(image)
+    digest.update(caption.encode())
+    return digest.hexdigest()
+
+
 def keyed_hash(row_id: str, seed: int, purpose: str) -> int:
     """A number in [0, 2**64), evenly spread over ids; independent for each seed and purpose."""
     key = f"{purpose}:{seed}".encode()

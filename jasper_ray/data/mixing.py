@@ -10,11 +10,11 @@ from jasper_ray.data.keys import HASH_END
 from jasper_ray.data.settings import Source
 
 
-def limit_bound(source: Source, smallest: np.ndarray) -> int:
-    """The bound below which lie at most `source.limit` different choice hashes, given the smallest ones, sorted."""
-    if source.limit is None or len(smallest) < source.limit:
+def limit_bound(limit: int | None, smallest: np.ndarray) -> int:
+    """The bound below which lie at most `limit` different choice hashes, given the smallest ones, sorted."""
+    if limit is None or len(smallest) < limit:
         return HASH_END
-    return int(smallest[source.limit - 1]) + 1
+    return int(smallest[limit - 1]) + 1
 
 
 def kept_shares(sources: Sequence[Source], sizes: Sequence[int]) -> list[float]:
@@ -36,7 +36,7 @@ def choice_bounds(sources: Sequence[Source], found: Sequence[int], smallest: Seq
 
     found: texts each source has. smallest: for each source with a limit, its `limit` smallest choice hashes, sorted.
     """
-    limits = [limit_bound(source, hashes) for source, hashes in zip(sources, smallest, strict=True)]
+    limits = [limit_bound(source.limit, hashes) for source, hashes in zip(sources, smallest, strict=True)]
     sizes = [min(count, source.limit or count) for source, count in zip(sources, found, strict=True)]
     shares = kept_shares(sources, sizes)
     return [bound if share == 1.0 else int(bound * share) for bound, share in zip(limits, shares, strict=True)]

@@ -37,8 +37,8 @@ class Visit:
     """Place of the first used row in the stage's whole sequence."""
 
 
-def batches_in_pass(shards: Sequence[Shard], batch_size: int) -> int:
-    """Whole batches in one pass.
+def batches_in_pass(shards: Sequence[Shard], batch_size: int, unit: str = "texts") -> int:
+    """Whole batches in one pass; `unit` says in errors what the rows are.
 
     Raises:
         ConfigError: there are fewer texts than one batch.
@@ -46,7 +46,7 @@ def batches_in_pass(shards: Sequence[Shard], batch_size: int) -> int:
     rows = sum(shard.rows for shard in shards)
     if rows < batch_size:
         raise ConfigError(
-            f"the corpus has {rows} training texts, fewer than one batch of {batch_size}; lower batch_size"
+            f"there are {rows} {unit} to train on, fewer than one batch of {batch_size}; lower batch_size"
         )
     return rows // batch_size
 

@@ -67,27 +67,34 @@ def read_lines(stream: pa.NativeFile, path: str, key: str | None) -> Iterator[pa
 
     Lines end at a line feed only, so that rarer separators stay part of a text. Blank lines of JSONL are passed over.
     """
-    number = 1
-    for chunk in _whole_lines(stream):
-        lines = _decode(chunk, path, number).split("\n")
-        yield clean(lines if key is None else _json_values(lines, path, number, key))
-        number += len(lines)
+    for number, lines in _numbered_lines(stream, path):
+        yield clean(lines if key is None else (row.get(key) for _, row in _json_objects(lines, path, number)))
+
+
+def read_objects(stream: pa.NativeFile, path: str) -> Iterator[tuple[int, dict[str, object]]]:
+    """The JSON objects of an open JSONL file, each with the number of its line; raises as `read_lines` does."""
+    for number, lines in _numbered_lines(stream, path):
+        yield from _json_objects(lines, path, number)
 
 
 def read_json_keys(stream: pa.NativeFile, path: str, rows: int = 100) -> list[str]:
     """The keys of the first `rows` JSON objects of an open stream, in order; raises as `read_lines` does."""
-    first = next(_whole_lines(stream), b"")
-    lines = _decode(first, path, 1).split("\n")[:rows]
-    objects = [_json_object(line, path, number) for number, line in enumerate(lines, start=1) if line.strip()]
-    return list(dict.fromkeys(key for found in objects for key in found))
+    number, lines = next(_numbered_lines(stream, path), (1, []))
+    return list(dict.fromkeys(key for _, found in _json_objects(lines[:rows], path, number) for key in found))
 
 
 def read_csv(stream: pa.NativeFile, path: str, column: str) -> Iterator[pa.Table]:
     """`read_stream` for CSV with a header line; quoted texts may span lines, and numbers are read as texts."""
-    convert = pa_csv.ConvertOptions(include_columns=[column], column_types={column: pa.string()})
+    for table in read_csv_columns(stream, path, [column]):
+        yield clean_column(table, column)
+
+
+def read_csv_columns(stream: pa.NativeFile, path: str, columns: list[str]) -> Iterator[pa.Table]:
+    """Tables of `columns` of an open CSV file, as they are written, all of them texts; raises as `read_csv` does."""
+    convert = pa_csv.ConvertOptions(include_columns=columns, column_types=dict.fromkeys(columns, pa.string()))
     try:
         for batch in pa_csv.open_csv(stream, _CSV_BLOCKS, _CSV_PARSING, convert):
-            yield clean_column(pa.Table.from_batches([batch]), column)
+            yield pa.Table.from_batches([batch])
     except (pa.ArrowInvalid, pa.ArrowKeyError) as error:
         raise _not_csv(path, error) from error
 
@@ -105,6 +112,15 @@ def _not_csv(path: str, error: Exception) -> ConfigError:
         f"{path} is not the CSV that was expected ({str(error).splitlines()[0]}); "
         "mend the file, or change column or format of the source"
     )
+
+
+def _numbered_lines(stream: pa.NativeFile, path: str) -> Iterator[tuple[int, list[str]]]:
+    """The lines of an open file, some at a time, and the number of the first of them."""
+    number = 1
+    for chunk in _whole_lines(stream):
+        lines = _decode(chunk, path, number).split("\n")
+        yield number, lines
+        number += len(lines)
 
 
 def _whole_lines(stream: pa.NativeFile) -> Iterator[bytes]:
@@ -131,10 +147,10 @@ def _decode(chunk: bytes, path: str, number: int) -> str:
         ) from error
 
 
-def _json_values(lines: list[str], path: str, first: int, key: str) -> Iterator[object]:
+def _json_objects(lines: list[str], path: str, first: int) -> Iterator[tuple[int, dict[str, object]]]:
     for number, line in enumerate(lines, start=first):
         if line.strip():
-            yield _json_object(line, path, number).get(key)
+            yield number, _json_object(line, path, number)
 
 
 def _json_object(line: str, path: str, number: int) -> dict[str, object]:

@@ -31,8 +31,13 @@ class Source(Settings):
     @property
     def title(self) -> str:
         """The name, or what stands for it."""
-        stem = PurePosixPath(self.path).stem
-        return self.name or (self.path if set(stem) & set("*?[") else stem) or self.path
+        return self.name or path_title(self.path)
+
+
+def path_title(path: str) -> str:
+    """What a source is called that has no name: the file's or folder's name, or all of a glob."""
+    stem = PurePosixPath(path).stem
+    return (path if set(stem) & set("*?[") else stem) or path
 
 
 class Augmentation(Settings):

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -105,12 +106,16 @@ def read_shard(path: str | Path) -> pa.Table:
 
 def write_shard(table: pa.Table, folder: Path, part: str) -> Shard:
     """Write `table` (`SHARD_SCHEMA`) to `folder/part/<sha16>.parquet`, atomically; the same rows give the same name."""
-    table = table.select(SHARD_SCHEMA.names).cast(SHARD_SCHEMA)
-    digest = content_hash(table)
+    return write_rows(table.select(SHARD_SCHEMA.names).cast(SHARD_SCHEMA), folder, part, compression="zstd")
+
+
+def write_rows(rows: pa.Table, folder: Path, part: str, **options: Any) -> Shard:
+    """`write_shard` for rows that have the columns of `SHARD_SCHEMA` and others; `options` are `pq.write_table`'s."""
+    digest = content_hash(rows)
     file = f"{part}/{digest[:16]}.parquet"
     with whole_file(folder / file) as staging:
-        pq.write_table(table, staging, compression="zstd")
-    return Shard(file=file, rows=len(table), sha256=digest)
+        pq.write_table(rows, staging, **options)
+    return Shard(file=file, rows=len(rows), sha256=digest)
 
 
 def content_hash(table: pa.Table) -> str:

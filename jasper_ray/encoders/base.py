@@ -25,6 +25,11 @@ class Encoder(Protocol):
         """Text put before a text, by name."""
         ...
 
+    @property
+    def sees(self) -> bool:
+        """Whether it turns images into vectors too."""
+        ...
+
     def encode(self, texts: Sequence[str], prompt_name: str | None = None, dim: int | None = None) -> np.ndarray:
         """Unit vectors, float32 `[N, dim]`, in the order of `texts`.
 

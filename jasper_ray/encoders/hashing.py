@@ -23,6 +23,10 @@ class HashEncoder:
         self.dims = (dim,)
         self.prompts: Mapping[str, str] = prompts or {}
 
+    @property
+    def sees(self) -> bool:
+        return False
+
     def encode(self, texts: Sequence[str], prompt_name: str | None = None, dim: int | None = None) -> np.ndarray:
         """See `Encoder.encode`."""
         size = known_dim(self.dims, dim)

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from jasper_ray.assets import locate
 from jasper_ray.config import ConfigError
 from jasper_ray.encoders.base import known_dim, prompt_text
-from jasper_ray.models.body import first_line
+from jasper_ray.models.loading import first_line
 from jasper_ray.vectors import normalise
 
 if TYPE_CHECKING:  # importing it takes seconds; whoever only reads settings does not wait for it
@@ -38,6 +38,10 @@ class SentenceTransformerEncoder:
         dim = self.model.get_embedding_dimension()
         assert dim is not None
         return (dim,)
+
+    @property
+    def sees(self) -> bool:
+        return False
 
     def encode(self, texts: Sequence[str], prompt_name: str | None = None, dim: int | None = None) -> np.ndarray:
         """See `Encoder.encode`."""

@@ -1,14 +1,18 @@
-"""How good vectors are: agreement with the target, and scores on sentence pairs, retrieval and classification sets."""
+"""How good vectors are: agreement with the target, recall between images and captions, and scores on evaluation sets of
+sentence pairs, retrieval, labelled texts and images."""
 
 from __future__ import annotations
 
 from jasper_ray.evaluation.agreement import Agreement, agreement
-from jasper_ray.evaluation.reading import SetData, read_sets
+from jasper_ray.evaluation.listing import load_sets, resolve_paths
+from jasper_ray.evaluation.reading import read_sets
+from jasper_ray.evaluation.recall import recalls
 from jasper_ray.evaluation.report import render
 from jasper_ray.evaluation.scoreboard import Scoreboard
-from jasper_ray.evaluation.scores import MetricName, Record, Score, label, load, save
-from jasper_ray.evaluation.scoring import check, check_prompts, evaluate
-from jasper_ray.evaluation.sets import EvaluationSet, load_sets, resolve_paths
+from jasper_ray.evaluation.scores import MetricName, Record, Score, as_scores, label, load, save
+from jasper_ray.evaluation.scoring import check, check_prompts, evaluate, unseen
+from jasper_ray.evaluation.set_data import SetData, needs_vision
+from jasper_ray.evaluation.sets import EvaluationSet
 
 __all__ = [
     "Agreement",
@@ -19,14 +23,18 @@ __all__ = [
     "Scoreboard",
     "SetData",
     "agreement",
+    "as_scores",
     "check",
     "check_prompts",
     "evaluate",
     "label",
     "load",
     "load_sets",
+    "needs_vision",
     "read_sets",
+    "recalls",
     "render",
     "resolve_paths",
     "save",
+    "unseen",
 ]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from jasper_ray.evaluation.scores import MetricName, Score
+from jasper_ray.evaluation.scores import MetricName, Score, as_scores
 from jasper_ray.vectors import normalise
 
 
@@ -25,12 +25,8 @@ class Agreement:
 
     def scores(self, name: str, dim: int) -> list[Score]:
         """The same figures as scores of a set called `name`, without a cosine that is None."""
-        figures: list[tuple[MetricName, float | None]] = [
-            ("cosine", self.cosine),
-            ("gram_error", self.gram_error),
-            ("pair_order", self.pair_order),
-        ]
-        return [Score(set=name, metric=metric, dim=dim, value=v) for metric, v in figures if v is not None]
+        figures: dict[MetricName, float] = {} if self.cosine is None else {"cosine": self.cosine}
+        return as_scores(name, dim, {**figures, "gram_error": self.gram_error, "pair_order": self.pair_order})
 
 
 def agreement(student_ND: np.ndarray, target_NE: np.ndarray) -> Agreement:

@@ -1,6 +1,7 @@
-"""The figures that the evaluation sets are summed up in; all but `Metric` work on plain arrays."""
+"""The figures that the evaluation sets are summed up in, from plain arrays."""
 
-# Shape legend: P pairs, N rows, M other rows, Q queries, C documents of the collection, D size of the vectors.
+# Shape legend: P pairs, N rows, M other rows, Q queries, C documents of the collection or classes, T texts of a class,
+# D size of the vectors.
 
 from __future__ import annotations
 
@@ -8,8 +9,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from jasper_ray.vectors import normalise
+
 NDCG_DEPTH = 10
-_CELLS = 32_000_000
+CELLS = 32_000_000
 """Scores computed at once in retrieval: 128 MB of float32."""
 
 
@@ -31,7 +34,7 @@ def ndcg(documents_CD: np.ndarray, queries_QD: np.ndarray, grades: Sequence[Mapp
 
     Source: Järvelin and Kekäläinen 2002, https://doi.org/10.1145/582415.582418
     """
-    step = max(1, _CELLS // len(documents_CD))
+    step = max(1, CELLS // len(documents_CD))
     totals = [
         _query_ndcg(scores_C, grades[start + row])
         for start in range(0, len(queries_QD), step)
@@ -71,3 +74,14 @@ def accuracy(
     classifier = LogisticRegression(C=1.0, max_iter=1000, random_state=0)
     classifier.fit(train_ND.astype(np.float64), np.asarray(train_labels_N))
     return float(np.mean(classifier.predict(test_MD.astype(np.float64)) == np.asarray(test_labels_M)))
+
+
+def zero_shot_accuracy(images_ND: np.ndarray, texts_CTD: np.ndarray, classes_N: Sequence[int]) -> float:
+    """Share of images whose own class is the nearest one; a class is the normalised mean of its texts' unit vectors.
+
+    Among classes of equal cosine the earlier one is taken.
+
+    Source: Radford et al. 2021, https://arxiv.org/abs/2103.00020, section 3.1.4
+    """
+    classes_CD = normalise(texts_CTD.mean(axis=1))
+    return float(np.mean(np.argmax(images_ND @ classes_CD.T, axis=1) == np.asarray(classes_N)))

@@ -1,80 +1,27 @@
-"""Evaluation sets in memory: read once, checked before any model is loaded, then scored with any number of models."""
-
-# Shape legend: P pairs, C documents, Q queries, N training rows, M test rows, D size of the vectors.
+"""Reading of evaluation sets: once, and checked before any model is loaded."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 
-from jasper_ray.config import ConfigError, fingerprint
+from jasper_ray.config import ConfigError
 from jasper_ray.evaluation import retrieval
-from jasper_ray.evaluation.metrics import accuracy, ndcg, spearman
-from jasper_ray.evaluation.scores import MetricName
-from jasper_ray.evaluation.sets import ClassificationSet, EvaluationSet, PairSet, RetrievalSet
+from jasper_ray.evaluation.image_reading import read_image_captions, read_zero_shot
+from jasper_ray.evaluation.set_data import ClassificationData, PairData, RetrievalData, SetData, TextRequest
+from jasper_ray.evaluation.sets import (
+    ClassificationSet,
+    EvaluationSet,
+    ImageCaptionSet,
+    PairSet,
+    RetrievalSet,
+)
 from jasper_ray.evaluation.tables import Row, read_rows
-
-
-@dataclass(frozen=True)
-class Request:
-    """Texts whose vectors a set needs, and the name of their prompt."""
-
-    texts: tuple[str, ...]
-    prompt: str | None
-
-
-@dataclass(frozen=True, eq=False)
-class PairData:
-    """Sentence pairs and their scores."""
-
-    metric: ClassVar[MetricName] = "spearman"
-    name: str
-    requests: tuple[Request, Request]
-    scores: np.ndarray
-    """One a pair, in float64."""
-
-    def score(self, left_PD: np.ndarray, right_PD: np.ndarray) -> float:
-        """Spearman x100; the arrays are the vectors of `requests`."""
-        return 100 * spearman(left_PD, right_PD, self.scores)
-
-
-@dataclass(frozen=True, eq=False)
-class RetrievalData:
-    """Documents, the queries that have a relevant one, and for each query the relevant rows' grades."""
-
-    metric: ClassVar[MetricName] = "ndcg@10"
-    name: str
-    requests: tuple[Request, Request]
-    grades: tuple[Mapping[int, float], ...]
-
-    def score(self, documents_CD: np.ndarray, queries_QD: np.ndarray) -> float:
-        """nDCG@10 x100; the arrays are the vectors of `requests`."""
-        return 100 * ndcg(documents_CD, queries_QD, self.grades)
-
-
-@dataclass(frozen=True, eq=False)
-class ClassificationData:
-    """Training and test texts and their classes."""
-
-    metric: ClassVar[MetricName] = "accuracy"
-    name: str
-    requests: tuple[Request, Request]
-    labels: tuple[tuple[str, ...], tuple[str, ...]]
-
-    def score(self, train_ND: np.ndarray, test_MD: np.ndarray) -> float:
-        """Accuracy x100; the arrays are the vectors of `requests`."""
-        return 100 * accuracy(train_ND, self.labels[0], test_MD, self.labels[1])
-
-
-SetData = PairData | RetrievalData | ClassificationData
 
 
 def read_sets(sets: Sequence[EvaluationSet]) -> tuple[SetData, ...]:
@@ -82,7 +29,7 @@ def read_sets(sets: Sequence[EvaluationSet]) -> tuple[SetData, ...]:
 
     Raises:
         ConfigError: a name given twice, a missing file or column, a score that is no number, a judgement of an unknown
-            document or query, a class of the test file that the training file lacks.
+            document or query, a class of the test file that the training file lacks, a broken image.
     """
     for name, count in Counter(one.name for one in sets).items():
         if count > 1:
@@ -92,18 +39,15 @@ def read_sets(sets: Sequence[EvaluationSet]) -> tuple[SetData, ...]:
     return tuple(read_set(one) for one in sets)
 
 
-def contents(sets: Sequence[SetData]) -> str:
-    """Twelve hex digits that name what the sets hold: texts, prompts and judgements."""
-    return fingerprint(json.loads(json.dumps([asdict(data) for data in sets], default=np.ndarray.tolist)))
-
-
 def read_set(one: EvaluationSet) -> SetData:
     """The contents of one set; see `read_sets`."""
     if isinstance(one, PairSet):
         return _read_pairs(one)
     if isinstance(one, RetrievalSet):
         return _read_retrieval(one)
-    return _read_classification(one)
+    if isinstance(one, ClassificationSet):
+        return _read_classification(one)
+    return read_image_captions(one) if isinstance(one, ImageCaptionSet) else read_zero_shot(one)
 
 
 def _read_pairs(one: PairSet) -> PairData:
@@ -115,7 +59,7 @@ def _read_pairs(one: PairSet) -> PairData:
             f"{one.path} gives all {len(rows)} pairs the score {scores[0]:g}; a ranking needs at least two scores"
         )
     left, right, _ = zip(*(row.fields for row in rows), strict=True)
-    return PairData(one.name, (Request(left, one.prompt), Request(right, one.prompt)), scores)
+    return PairData(one.name, (TextRequest(left, one.prompt), TextRequest(right, one.prompt)), scores)
 
 
 def _number(row: Row, path: Path) -> float:
@@ -139,8 +83,8 @@ def _read_retrieval(one: RetrievalSet) -> RetrievalData:
     return RetrievalData(
         one.name,
         (
-            Request(tuple(documents.values()), one.document_prompt),
-            Request(tuple(queries[key] for key in asked), one.query_prompt),
+            TextRequest(tuple(documents.values()), one.document_prompt),
+            TextRequest(tuple(queries[key] for key in asked), one.query_prompt),
         ),
         tuple({rows[document]: grade for document, grade in grades[key].items()} for key in asked),
     )
@@ -176,7 +120,7 @@ def _read_classification(one: ClassificationSet) -> ClassificationData:
         )
     if len(known) < 2:
         raise ConfigError(f"{one.train} holds the class {train_labels[0]!r} alone; at least two classes were expected")
-    requests = (Request(train_texts, one.prompt), Request(test_texts, one.prompt))
+    requests = (TextRequest(train_texts, one.prompt), TextRequest(test_texts, one.prompt))
     return ClassificationData(one.name, requests, (train_labels, test_labels))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -23,10 +23,22 @@ STYLES: dict[MetricName, Style] = {
     "spearman": Style(1, "largest"),
     "ndcg@10": Style(1, "largest"),
     "accuracy": Style(1, "largest"),
+    "i2t@1": Style(1, "largest"),
+    "i2t@5": Style(1, "largest"),
+    "i2t@10": Style(1, "largest"),
+    "t2i@1": Style(1, "largest"),
+    "t2i@5": Style(1, "largest"),
+    "t2i@10": Style(1, "largest"),
     "cosine": Style(3, "largest"),
     "gram_error": Style(4, "smallest"),
     "pair_order": Style(3, "largest"),
 }
+
+
+Key = tuple[str, MetricName]
+"""A set and a metric: a column."""
+Values = Mapping[tuple[str, int, str, MetricName], float]
+"""Figures by moment, dim, set and metric."""
 
 
 @dataclass(frozen=True)
@@ -48,16 +60,36 @@ def render(records: Sequence[Record], width: int = 140) -> str:
     """The records as text: a line for each moment and head, a column for each set and metric.
 
     The best figures of a column, as printed, have a star where there is something to compare. Of a record that is
-    given twice the later one counts. What is wider than `width` characters goes into a further table below.
+    given twice the later one counts. What is wider than `width` characters goes into a further table below, as does a
+    column of which most moments have no figure; a table leaves out the moments that it has nothing to say of.
     """
     values = {(record.moment, record.dim, record.set, record.metric): record.value for record in records}
-    lines = _by_moment([(moment, dim) for moment, dim, _, _ in values])
-    columns = [
-        _figures(name, metric, [values.get((*line, name, metric)) for line in lines])
-        for name, metric in dict.fromkeys((name, metric) for _, _, name, metric in values)
-    ]
+    return "\n\n".join(table for keys in _groups(values) for table in _tables(values, keys, width))
+
+
+def _groups(values: Values) -> list[list[Key]]:
+    """Sets and metrics in groups whose moments are the same for the most part: images are measured at few of them."""
+    moments: dict[Key, set[str]] = {}
+    for moment, _, name, metric in values:
+        moments.setdefault((name, metric), set()).add(moment)
+    groups: list[tuple[list[Key], set[str]]] = []
+    for key, own in moments.items():
+        fitting = [group for group in groups if 3 * len(own & group[1]) >= len(own | group[1])]
+        if not fitting:
+            fitting = [([], set())]
+            groups += fitting
+        keys, covered = fitting[0]
+        keys.append(key)
+        covered |= own
+    return [keys for keys, _ in groups]
+
+
+def _tables(values: Values, keys: Sequence[Key], width: int) -> list[str]:
+    """The lines that have a figure in one of these columns; several tables where one would be too wide."""
+    lines = _by_moment([(moment, dim) for moment, dim, *key in values if tuple(key) in keys])
+    columns = [_figures(*key, [values.get((*line, *key)) for line in lines]) for key in keys]
     labels = _labels(lines)
-    return "\n\n".join(_table(labels, part) for part in _fit(columns, width - len(labels[0])))
+    return [_table(labels, part) for part in _fit(columns, width - len(labels[0]))]
 
 
 def _by_moment(lines: Sequence[tuple[str, int]]) -> list[tuple[str, int]]:

@@ -6,9 +6,9 @@ import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from jasper_ray.evaluation.reading import SetData, contents
 from jasper_ray.evaluation.report import render
 from jasper_ray.evaluation.scores import Record, load, save
+from jasper_ray.evaluation.set_data import SetData, contents
 
 logger = logging.getLogger(__name__)
 

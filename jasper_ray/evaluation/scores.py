@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -11,7 +11,20 @@ from pydantic import TypeAdapter, ValidationError
 from jasper_ray.config import ConfigError, Settings
 from jasper_ray.whole import write_text
 
-MetricName = Literal["spearman", "ndcg@10", "accuracy", "cosine", "gram_error", "pair_order"]
+MetricName = Literal[
+    "spearman",
+    "ndcg@10",
+    "accuracy",
+    "i2t@1",
+    "i2t@5",
+    "i2t@10",
+    "t2i@1",
+    "t2i@5",
+    "t2i@10",
+    "cosine",
+    "gram_error",
+    "pair_order",
+]
 
 
 class Score(Settings):
@@ -34,6 +47,11 @@ class Record(Settings):
 
 
 _RECORDS: TypeAdapter[list[Record]] = TypeAdapter(list[Record])
+
+
+def as_scores(name: str, dim: int, figures: Mapping[MetricName, float]) -> list[Score]:
+    """What a head scored in several metrics on the set called `name`."""
+    return [Score(set=name, metric=metric, dim=dim, value=value) for metric, value in figures.items()]
 
 
 def label(moment: str, scores: Iterable[Score]) -> list[Record]:

@@ -1,30 +1,20 @@
-"""Evaluation sets as settings, and the YAML file that lists them.
-
-    - {type: pairs, name: stsb, path: stsb.csv, format: csv, header: false, columns: {left: 0, right: 1, score: 2}}
-    - {type: retrieval, name: cranfield, format: cranfield, documents: cran.all, queries: cran.qry, qrels: cranqrel}
-    - {type: retrieval, name: nfcorpus, format: beir, documents: nfcorpus/corpus.jsonl,
-       queries: nfcorpus/queries.jsonl, qrels: nfcorpus/qrels/test.tsv, query_prompt: s2p_query}
-    - {type: classification, name: banking77, train: train.csv, test: test.csv, format: csv,
-       columns: {text: text, label: category}, train_per_class: 20}
-
-Relative paths count from the folder of the YAML file.
-"""
+"""Evaluation sets as settings."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import Field, PositiveInt, StrictInt, StrictStr, TypeAdapter, ValidationError, model_validator
+from pydantic import Field, PositiveInt, StrictInt, StrictStr, field_validator, model_validator
 
-from jasper_ray.config import ConfigError, Settings
+from jasper_ray.config import Settings
+from jasper_ray.data.pairs import PairSource
 
 TableFormat = Literal["csv", "tsv", "jsonl"]
 Position = Annotated[StrictInt, Field(ge=0)]
 Column = Position | StrictStr
 Name = Annotated[str, Field(min_length=1)]
+ClassName = Annotated[str, Field(min_length=1, coerce_numbers_to_str=True)]
 
 
 class PairColumns(Settings):
@@ -116,56 +106,58 @@ class ClassificationSet(_TableSet):
     """Test texts used of each class, chosen in the same way; all when left out."""
 
 
-EvaluationSet = Annotated[PairSet | RetrievalSet | ClassificationSet, Field(discriminator="type")]
-_VARIANTS = {"pairs", "retrieval", "classification", "constrained-int", "str"}
-"""What pydantic adds to a fault's place to say which member of a union it tried."""
-_SETS: TypeAdapter[list[EvaluationSet]] = TypeAdapter(list[EvaluationSet])
+class _ImageSet(Settings):
+    """What sets of images have in common; a model without vision gets no score on them."""
+
+    name: Name
+    """Name in reports; unique among the sets."""
+    images: PairSource
+    """Where the images and their texts lie."""
+    prompt: str | None = None
+    """Name of the prompt put before every text; a model that has no prompts at all gets the texts bare."""
+
+    @model_validator(mode="after")
+    def _one_place_for_the_prompt(self) -> _ImageSet:
+        if self.images.prompt is not None:
+            raise ValueError(f"`images` has the prompt {self.images.prompt!r}; write it as `prompt` of the set instead")
+        return self
 
 
-def load_sets(path: str | Path) -> tuple[EvaluationSet, ...]:
-    """The evaluation sets that the YAML file `path` lists, their paths resolved against its folder.
+class ImageCaptionSet(_ImageSet):
+    """Images and their captions: recall at 1, 5 and 10 of captions by image and of images by caption, x100."""
 
-    Raises:
-        ConfigError: no such file, not a YAML list, or an unknown type or field.
+    type: Literal["image_captions"]
+
+
+class ZeroShotSet(_ImageSet):
+    """Images of known classes: accuracy of taking the class whose texts' mean is the nearest to the image, x100.
+
+    The caption column of `images` holds the class.
     """
-    path = Path(path)
-    entries = _read_yaml(path)
-    if not isinstance(entries, list) or not entries:
-        raise ConfigError(f"{path} holds {_shown(entries)} where a YAML list of evaluation sets was expected")
-    try:
-        sets = _SETS.validate_python(entries)
-    except ValidationError as error:
-        raise ConfigError(f"{path}: {_first_fault(error)}") from error
-    return resolve_paths(sets, path.parent.absolute())
+
+    type: Literal["zero_shot"]
+    templates: tuple[str, ...] = Field(min_length=1)
+    """Texts about an image, with {} where the class stands: "a photo of a {}"."""
+    classes: dict[ClassName, ClassName] | None = None
+    """The words that stand for each class in the templates, or a list of classes that are their own words; those that
+    no image has compete too, and classes of the same words are one. By default the classes of the images."""
+
+    @field_validator("templates")
+    @classmethod
+    def _templates_have_a_place_for_the_class(cls, templates: tuple[str, ...]) -> tuple[str, ...]:
+        for template in templates:
+            if "{}" not in template:
+                raise ValueError(
+                    f"the template {template!r} has no {{}} for the class; write it where the class stands"
+                )
+        return templates
+
+    @field_validator("classes", mode="before")
+    @classmethod
+    def _listed_classes_are_their_own_words(cls, value: Any) -> Any:
+        return {str(name): name for name in value} if isinstance(value, list | tuple) else value
 
 
-def resolve_paths(sets: Sequence[EvaluationSet], folder: Path) -> tuple[EvaluationSet, ...]:
-    """The same sets with their relative paths counted from `folder`."""
-    return tuple(one.model_copy(update={key: folder / v for key, v in one if isinstance(v, Path)}) for one in sets)
-
-
-def _read_yaml(path: Path) -> Any:
-    try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"the list of evaluation sets {path} cannot be read: {error}") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
-
-
-def _first_fault(error: ValidationError) -> str:
-    """The first thing that is wrong, as one clause: which set, which field, what was found, what was expected."""
-    fault, count = error.errors()[0], error.error_count()
-    number, *fields = fault["loc"]
-    names = [str(field) for field in fields if field not in _VARIANTS]
-    place = f"set {int(number) + 1}" + (f", field {'.'.join(names)}" if names else "")
-    more = f" (and {count - 1} more)" if count > 1 else ""
-    if fault["type"] == "value_error":
-        return f"{place}: {fault['ctx']['error']}{more}"
-    found = "" if isinstance(fault["input"], dict) else f"; found {_shown(fault['input'])}"
-    return f"{place}: {fault['msg'][0].lower()}{fault['msg'][1:]}{found}{more}"
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+EvaluationSet = Annotated[
+    PairSet | RetrievalSet | ClassificationSet | ImageCaptionSet | ZeroShotSet, Field(discriminator="type")
+]

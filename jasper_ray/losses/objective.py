@@ -4,11 +4,11 @@ The relational losses see pairs of texts. With `scope="worker"` these are the pa
 published code; with `scope="global"` the batches of all workers are gathered first, and each text is compared with all.
 """
 
-# Shape legend: B rows (texts), D dimensions of a head's vectors, E of the target.
+# Shape legend: B rows (texts or images), D dimensions of a head's vectors, E of its target.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -60,7 +60,7 @@ class LossTerms:
 
 @dataclass(frozen=True)
 class Objective:
-    """Weighs the losses of all heads of a batch against one target; raises `ConfigError` without any head."""
+    """Weighs the losses of all heads of a batch, each against its target; raises `ConfigError` without any head."""
 
     losses: Mapping[int, HeadLosses]
     """What each head pays, by the head's dimension."""
@@ -73,27 +73,30 @@ class Objective:
         if not self.losses:
             raise ConfigError("The objective has no heads; name at least one under the stage's losses.")
 
-    def __call__(self, vectors: Mapping[int, Tensor], target_BE: Tensor) -> LossTerms:
-        """The losses of one batch: `vectors` maps a head's dimension D to its student_BD, `target_BE` is constant.
+    def __call__(self, vectors: Mapping[int, Tensor], targets: Mapping[int, Tensor]) -> LossTerms:
+        """The losses of one batch: `vectors` maps a head's dimension D to its student_BD, `targets` to its constant
+        target_BE, which may be the same tensor for all.
 
         Heads of `vectors` that have no losses are left alone. With scope "global" every worker must call this with
         equally many rows.
         Raises `ConfigError` for a head without vectors or a cosine loss between unequal sizes, and `ValueError` for
         rows that do not match or are too few.
         """
-        self._check_heads(vectors, target_BE)
+        self._check_heads(vectors, targets)
         vectors = {head: vectors[head] for head in self.losses}
+        targets = {head: targets[head] for head in self.losses}
         workers = _workers() if self.scope == "global" else 1
         if workers > 1:
-            _check_equal_rows(target_BE)
+            _check_equal_rows(next(iter(targets.values())))
             vectors = {head: _gather_rows(student_BD) for head, student_BD in vectors.items()}
-            target_BE = _gather_rows(target_BE)
-        total, terms = self._weigh(vectors, target_BE)
+            gathered = {id(target_BE): _gather_rows(target_BE) for target_BE in distinct(targets.values())}
+            targets = {head: gathered[id(target_BE)] for head, target_BE in targets.items()}
+        total, terms = self._weigh(vectors, targets)
         # All workers compute the same total, but each gives gradient to its own rows only, so the whole gradient is the
         # sum of theirs. The engine (DeepSpeed, as DDP) averages gradients over workers; hence times their number.
         return LossTerms(total=total * workers, terms=terms)
 
-    def _check_heads(self, vectors: Mapping[int, Tensor], target_BE: Tensor) -> None:
+    def _check_heads(self, vectors: Mapping[int, Tensor], targets: Mapping[int, Tensor]) -> None:
         for head, losses in self.losses.items():
             if head not in vectors:
                 raise ConfigError(
@@ -103,24 +106,29 @@ class Objective:
             if vectors[head].shape[-1] != head:
                 shape = tuple(vectors[head].shape)
                 raise ValueError(f"The vectors of head {head} have shape {shape}; expected [B, {head}].")
-            size = target_BE.shape[-1]
+            size = targets[head].shape[-1]
             if losses.cosine and head != size:
                 raise ConfigError(
                     f"Head {head} has a cosine loss, but the target has {size} dimensions; the cosine loss needs equal "
                     f"sizes: set this head's cosine weight to 0, or make the head {size} wide."
                 )
 
-    def _weigh(self, vectors: Mapping[int, Tensor], target_BE: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def _weigh(self, vectors: Mapping[int, Tensor], targets: Mapping[int, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         weighted: list[Tensor] = []
         terms: dict[str, Tensor] = {}
         for head, losses in self.losses.items():
-            for name, loss in _head_terms(losses, vectors[head], target_BE).items():
+            for name, loss in _head_terms(losses, vectors[head], targets[head]).items():
                 weighted.append(getattr(losses, name) * loss)
                 terms[f"{name}/{head}"] = loss.detach()
         total = torch.stack(weighted).sum()
         if self.reduction == "mean":
             total = total / len(self.losses)
         return total, {**terms, "total": total.detach()}
+
+
+def distinct(tensors: Iterable[Tensor]) -> list[Tensor]:
+    """Each tensor once, however often it is named, in the same order on every worker."""
+    return list({id(tensor): tensor for tensor in tensors}.values())
 
 
 def _head_terms(losses: HeadLosses, student_BD: Tensor, target_BE: Tensor) -> dict[str, Tensor]:

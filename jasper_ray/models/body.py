@@ -7,16 +7,18 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from pydantic import model_validator
-from safetensors import SafetensorError
 from torch import nn
 
 from jasper_ray.assets import locate
 from jasper_ray.config import ConfigError, Settings
+from jasper_ray.models.loading import check_architecture, declared_config, load_weights, read_config
 
 if TYPE_CHECKING:  # transformers takes seconds to import; whoever only reads settings does not wait for it
-    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
 Attention = Literal["as_base", "causal", "bidirectional"]
+PLACE = "student.body"
+"""Where a recipe describes the body, for errors."""
 
 
 class BodySettings(Settings):
@@ -52,10 +54,10 @@ def load_body(settings: BodySettings) -> PreTrainedModel:
     from transformers import AutoModel
 
     if settings.random_weights:
-        body = AutoModel.from_config(declared_config(settings), dtype=torch.float32)
+        body = AutoModel.from_config(declared_config(settings.architecture or {}, PLACE), dtype=torch.float32)
     else:
         body = load_weights(locate(settings.base, settings.revision), settings.revision)
-        check_architecture(settings, body.config)
+        check_architecture(settings.architecture, body.config, settings.base, PLACE)
     return shape_body(body, settings)
 
 
@@ -63,96 +65,13 @@ def meta_body(settings: BodySettings) -> PreTrainedModel:
     """The same body without memory behind it (torch's meta device): for counting parameters before any download."""
     from transformers import AutoModel
 
-    config = declared_config(settings) if settings.architecture else read_config(settings)
+    if settings.architecture:
+        config = declared_config(settings.architecture, PLACE)
+    else:
+        config = read_config(settings.base, settings.revision, PLACE)
     with torch.device("meta"):
         body = AutoModel.from_config(config)
     return shape_body(body, settings)
-
-
-def load_weights(location: str, revision: str | None = None) -> PreTrainedModel:
-    """A transformers model in fp32 from safetensors alone.
-
-    Code that comes with weights is never run: a student must load anywhere without it.
-
-    Raises:
-        ConfigError: nothing loads from there, or weights are missing from the files.
-    """
-    from transformers import AutoModel
-
-    try:
-        body, info = AutoModel.from_pretrained(
-            location,
-            revision=revision,
-            use_safetensors=True,
-            dtype=torch.float32,
-            output_loading_info=True,
-        )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise ConfigError(f"no model could be loaded from {location!r}: {first_line(error)}") from error
-    missing = sorted(key for key in info["missing_keys"] if not key.startswith("pooler."))
-    if missing:
-        raise ConfigError(
-            f"{location!r} lacks {len(missing)} weights that its config.json asks for, {missing[0]} first; "
-            "mend the folder or its config.json"
-        )
-    return body
-
-
-def load_tokenizer(location: str, revision: str | None = None) -> PreTrainedTokenizerBase:
-    """The tokenizer that lies beside a model's weights; one that cannot pad learns to, with its end-of-text token.
-
-    Raises:
-        ConfigError: there is none.
-    """
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(location, revision=revision)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"no tokenizer could be loaded from {location!r}: {first_line(error)}") from error
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
-
-
-def read_config(settings: BodySettings) -> PretrainedConfig:
-    """`base`'s own configuration."""
-    from transformers import AutoConfig
-
-    location = locate(settings.base, settings.revision)
-    try:
-        return AutoConfig.from_pretrained(location, revision=settings.revision)
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"student.body.base: no configuration could be read from {settings.base!r} ({first_line(error)}); "
-            "name a folder or hub id that is reachable, or give student.body.architecture"
-        ) from error
-
-
-def declared_config(settings: BodySettings) -> PretrainedConfig:
-    """The configuration that the recipe spells out."""
-    from transformers import AutoConfig
-
-    fields = dict(settings.architecture or {})
-    model_type = fields.pop("model_type", None)
-    try:
-        return AutoConfig.for_model(model_type, **fields)
-    except (ValueError, KeyError, TypeError) as error:
-        raise ConfigError(
-            f"student.body.architecture: transformers knows no model_type {model_type!r} with these fields "
-            f"({first_line(error)}); take them from the model's config.json"
-        ) from error
-
-
-def check_architecture(settings: BodySettings, config: PretrainedConfig) -> None:
-    """Refuse weights that are not what the recipe declares."""
-    for key, declared in (settings.architecture or {}).items():
-        found = getattr(config, key, None)
-        if found != declared:
-            raise ConfigError(
-                f"student.body.architecture.{key} is {declared!r}, but the weights of {settings.base!r} have "
-                f"{found!r}; change one of the two"
-            )
 
 
 def shape_body(body: PreTrainedModel, settings: BodySettings) -> PreTrainedModel:
@@ -205,8 +124,3 @@ def set_attention(body: PreTrainedModel, attention: Attention) -> None:
     body.config.is_causal = causal
     for module in switches:
         setattr(module, "is_causal", causal)  # noqa: B010 - torch types a module's attributes as tensors
-
-
-def first_line(error: Exception) -> str:
-    """The first line of an exception's message: libraries append paragraphs of advice."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip()

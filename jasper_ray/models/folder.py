@@ -3,6 +3,7 @@
     config.json  model.safetensors  tokenizer…     the body
     1_Pooling/                                     how tokens become one vector
     2_Dense_<dim>/                                 one folder a head; modules.json names the default one
+    vision/                                        the eye of a student that sees; sentence-transformers passes it over
     modules.json  sentence_bert_config.json  config_sentence_transformers.json
 
 The module types are written by their oldest names, which every version of sentence-transformers reads.
@@ -10,23 +11,23 @@ The module types are written by their oldest names, which every version of sente
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 
 from jasper_ray.config import ConfigError, Settings
-from jasper_ray.models.body import first_line, load_tokenizer, load_weights
+from jasper_ray.models.files import load_module, read_json, save_module, write_json
+from jasper_ray.models.loading import load_tokenizer, load_weights
 from jasper_ray.models.pooling import Pooling
 from jasper_ray.models.student import Student
+from jasper_ray.models.vision import load_vision, save_vision
 from jasper_ray.whole import whole_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+VISION = "vision"
 POOLING_KEYS: dict[str, str] = {
     "mean": "pooling_mode_mean_tokens",
     "cls": "pooling_mode_cls_token",
@@ -52,23 +53,30 @@ def save_student(student: Student, tokenizer: PreTrainedTokenizerBase, card: Stu
         tokenizer.save_pretrained(staging)
         for dim in student.dims:
             write_head(student, dim, staging / f"2_Dense_{dim}")
+        if student.vision is not None:
+            save_vision(student.vision, staging / VISION)
         write_json(staging / "1_Pooling" / "config.json", pooling_config(student))
         write_json(staging / "modules.json", module_list(card.default_head))
         write_json(staging / "sentence_bert_config.json", {"max_seq_length": card.max_length, "do_lower_case": False})
         write_json(staging / "config_sentence_transformers.json", usage(card))
 
 
-def load_student_folder(folder: str | Path) -> tuple[Student, PreTrainedTokenizerBase, StudentCard]:
+def load_student_folder(folder: str | Path, sight: bool = True) -> tuple[Student, PreTrainedTokenizerBase, StudentCard]:
     """The student that `save_student` wrote; heads stand in the order of `head_dims`.
+
+    Without `sight` its eye is left in the folder: a stage on texts needs no memory for it.
 
     Raises:
         ConfigError: the folder is not a student.
     """
     path = Path(folder)
     dims = head_dims(path)
-    student = Student(load_weights(str(path)), dims, read_pooling(path))
+    body = load_weights(str(path))
+    vision = load_vision(path / VISION, body.config.hidden_size) if sight and (path / VISION).is_dir() else None
+    student = Student(body, dims, read_pooling(path), vision)
     for dim in dims:
-        read_head(student, dim, path / f"2_Dense_{dim}")
+        head = path / f"2_Dense_{dim}" / "model.safetensors"
+        load_module(student.heads[str(dim)], head, f"head of size {dim}", "linear.")
     return student, load_tokenizer(str(path)), read_card(path)
 
 
@@ -93,20 +101,7 @@ def write_head(student: Student, dim: int, folder: Path) -> None:
         "activation_function": "torch.nn.modules.linear.Identity",
     }
     write_json(folder / "config.json", config)
-    tensors = {f"linear.{name}": value.detach().contiguous() for name, value in head.state_dict().items()}
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-
-
-def read_head(student: Student, dim: int, folder: Path) -> None:
-    """Give a head the weights in its folder; raises `ConfigError` where they are missing, damaged or misshapen."""
-    try:
-        tensors = load_file(folder / "model.safetensors")
-        student.heads[str(dim)].load_state_dict({key.removeprefix("linear."): value for key, value in tensors.items()})
-    except (OSError, SafetensorError, RuntimeError) as error:
-        raise ConfigError(
-            f"no head of size {dim} could be loaded from {str(folder)!r}: {first_line(error)}; "
-            "give a whole student folder"
-        ) from error
+    save_module(head, folder / "model.safetensors", "linear.")
 
 
 def pooling_config(student: Student) -> dict[str, Any]:
@@ -149,14 +144,3 @@ def read_card(folder: Path) -> StudentCard:
         prompts=read_json(folder / "config_sentence_transformers.json").get("prompts", {}),
         default_head=int(default.rpartition("_")[2]),
     )
-
-
-def read_json(path: Path) -> Any:
-    if not path.is_file():
-        raise ConfigError(f"{str(path)!r} is missing; give a whole student folder")
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
-def write_json(path: Path, value: Any) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

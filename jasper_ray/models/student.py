@@ -1,9 +1,9 @@
-"""The student: one transformer body, one pooling, and an independent linear head for each size of vector.
+"""The student: one transformer body, one pooling, an independent linear head for each size of vector, maybe an eye.
 
 The heads all read the same pooled state; none is a prefix of another (arXiv 2412.19048, section 2.2).
 """
 
-# Shape legend: B texts, T tokens, H hidden size of the body, D size of one head's vector.
+# Shape legend: B texts or images, T tokens, H hidden size of the body, D size of one head's vector.
 
 from __future__ import annotations
 
@@ -18,9 +18,11 @@ from torch import Tensor, nn
 from jasper_ray.config import ConfigError, Settings
 from jasper_ray.models.body import BodySettings, load_body, meta_body
 from jasper_ray.models.pooling import Pooling, pool
+from jasper_ray.models.tokens import IMAGE_MARKS, TokenGroup
+from jasper_ray.models.vision import Vision, VisionSettings, build_vision, meta_vision
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 STELLA_PROMPTS = {
     "s2p_query": "Instruct: Given a web search query, retrieve relevant passages that answer the query.\nQuery: ",
@@ -43,6 +45,8 @@ class StudentSettings(Settings):
     """Dropout inside the body while training. 0: the teachers' vectors are targets without noise."""
     prompts: dict[str, str] = Field(default_factory=lambda: dict(STELLA_PROMPTS))
     """Text put before a text, by name; saved with the student."""
+    vision: VisionSettings | None = None
+    """What it sees with. Given to the student when the first stage on images begins; text stages do without."""
 
     @model_validator(mode="after")
     def _heads_are_sound(self) -> StudentSettings:
@@ -58,6 +62,15 @@ class StudentSettings(Settings):
             )
         return self
 
+    @model_validator(mode="after")
+    def _an_image_fits(self) -> StudentSettings:
+        if self.vision and self.vision.image_tokens + len(IMAGE_MARKS) + 1 > self.max_length:
+            raise ConfigError(
+                f"student.vision.image_tokens is {self.vision.image_tokens}, which with the marks around them is more "
+                f"than student.max_length {self.max_length}; change one of the two"
+            )
+        return self
+
     @property
     def first_shown(self) -> int:
         """The head that plain sentence-transformers loads."""
@@ -65,35 +78,47 @@ class StudentSettings(Settings):
 
 
 class Student(nn.Module):
-    """Body, pooling and heads. Parameters are named `body.…` and `heads.<dim>.…`."""
+    """Body, pooling, heads, and an eye where it sees. Parameters are named `body.…`, `heads.<dim>.…`, `vision.…`."""
 
-    def __init__(self, body: PreTrainedModel, heads: Sequence[int], pooling: Pooling = "mean") -> None:
+    def __init__(
+        self, body: PreTrainedModel, heads: Sequence[int], pooling: Pooling = "mean", vision: Vision | None = None
+    ) -> None:
         super().__init__()
         self.body = body
         self.pooling: Pooling = pooling
         self.heads = nn.ModuleDict({str(dim): nn.Linear(body.config.hidden_size, dim) for dim in heads})
-        self.requires_grad_(True)
-        pooler = getattr(body, "pooler", None)
-        if isinstance(pooler, nn.Module):  # kept so that the saved body is whole; no vector passes through it
-            pooler.requires_grad_(False)
+        self.vision = vision
+        self.freeze_all_but(["*"])
 
     @property
     def dims(self) -> tuple[int, ...]:
         """Sizes of the heads, the full head first."""
         return tuple(int(dim) for dim in self.heads)
 
-    def pooled(self, input_ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
+    def pooled(self, group: TokenGroup) -> Tensor:
         """The body's pooled state `[B, H]` that every head reads."""
-        states_BTH = self.body(input_ids=input_ids_BT, attention_mask=mask_BT).last_hidden_state
-        return pool(states_BTH, mask_BT, self.pooling)
+        if group.pixels_B3SS is None:
+            states_BTH = self.body(input_ids=group.ids_BT, attention_mask=group.mask_BT).last_hidden_state
+        else:
+            inputs_BTH = self.with_images(group)
+            states_BTH = self.body(inputs_embeds=inputs_BTH, attention_mask=group.mask_BT).last_hidden_state
+        return pool(states_BTH, group.mask_BT, self.pooling)
 
-    def forward(self, groups: Iterable[tuple[Tensor, Tensor]], dims: Sequence[int] | None = None) -> tuple[Tensor, ...]:
+    def with_images(self, group: TokenGroup) -> Tensor:
+        """Embeddings `[B, T, H]` of the rows' tokens, those of the images in their places."""
+        assert self.vision is not None, "a student without vision was given an image"
+        assert group.places_BT is not None, "images have places"
+        tokens_BTH = self.body.get_input_embeddings()(group.ids_BT)
+        images_BNH = self.vision(group.pixels_B3SS).to(tokens_BTH.dtype)
+        return tokens_BTH.masked_scatter(group.places_BT.unsqueeze(-1), images_BNH)
+
+    def forward(self, groups: Iterable[TokenGroup], dims: Sequence[int] | None = None) -> tuple[Tensor, ...]:
         """Vectors of every head, or of the heads `dims`, in that order: `[B, D]` each, not normalised.
 
-        A batch comes as groups of `(input_ids_BT, mask_BT)` of similar length, each padded to its own longest
-        text, so that the body computes little padding; the rows of all groups stand one below the other.
+        A batch comes as groups of rows of similar length, each padded to its own longest row, so that the body
+        computes little padding; the rows of all groups stand one below the other.
         """
-        pooled_BH = torch.cat([self.pooled(ids_BT, mask_BT) for ids_BT, mask_BT in groups])
+        pooled_BH = torch.cat([self.pooled(group) for group in groups])
         return tuple(self.heads[str(dim)](pooled_BH) for dim in dims or self.dims)
 
     def trainable_names(self, patterns: Sequence[str]) -> list[str]:
@@ -102,7 +127,7 @@ class Student(nn.Module):
         Raises:
             ConfigError: a pattern matches nothing.
         """
-        names = [name for name, _ in self.named_parameters() if not name.startswith("body.pooler.")]
+        names = self.learnable_names()
         for pattern in patterns:
             if not fnmatch.filter(names, pattern):
                 raise ConfigError(
@@ -110,6 +135,14 @@ class Student(nn.Module):
                     f"its parameters are named like {names[0]}, {names[len(names) // 2]} and {names[-1]}"
                 )
         return [name for name in names if any(fnmatch.fnmatch(name, pattern) for pattern in patterns)]
+
+    def learnable_names(self) -> list[str]:
+        """Names of the parameters that some vector depends on. A pooler, and what else a tower's tokens do not pass
+        through, is kept so that the saved models are whole."""
+        unused = {f"vision.{name}" for name in self.vision.never_trained} if self.vision else set()
+        return [
+            name for name, _ in self.named_parameters() if not name.startswith("body.pooler.") and name not in unused
+        ]
 
     def freeze_all_but(self, patterns: Sequence[str]) -> None:
         """Let the matching parameters learn and no others."""
@@ -133,8 +166,37 @@ def build_student(settings: StudentSettings, seed: int) -> Student:
     return Student(load_body(settings.body), settings.heads, settings.pooling)
 
 
-def meta_student(settings: StudentSettings) -> Student:
-    """The student's shape without memory, for counting parameters."""
+def meta_student(settings: StudentSettings, sees: bool = False) -> Student:
+    """The student's shape without memory, for counting parameters; with its eye where it `sees`."""
     body = meta_body(settings.body)
+    vision = meta_vision(settings.vision, body.config.hidden_size) if sees and settings.vision else None
     with torch.device("meta"):
-        return Student(body, settings.heads, settings.pooling)
+        return Student(body, settings.heads, settings.pooling, vision)
+
+
+def give_sight(student: Student, tokenizer: PreTrainedTokenizerBase, settings: VisionSettings, seed: int) -> Student:
+    """The student with an eye as it is before training; what is random of it is drawn from `seed`.
+
+    The tokenizer learns the marks of images, and the body a row of embeddings for each: the mean of the others. No
+    vector of a text changes.
+    """
+    from transformers import AddedToken
+
+    torch.manual_seed(seed)
+    vision = build_vision(settings, student.body.config.hidden_size)
+    tokenizer.add_tokens(
+        [AddedToken(mark, special=True, normalized=False) for mark in IMAGE_MARKS], special_tokens=True
+    )
+    add_rows(student.body, len(tokenizer))
+    student.vision = vision
+    student.freeze_all_but(["*"])
+    return student
+
+
+def add_rows(body: PreTrainedModel, rows: int) -> None:
+    """Let the body have at least so many rows of embeddings."""
+    before_VH = body.get_input_embeddings().state_dict()["weight"].clone()
+    if rows > len(before_VH):
+        body.resize_token_embeddings(rows, mean_resizing=False)
+        with torch.no_grad():
+            body.get_input_embeddings().state_dict()["weight"][len(before_VH) :] = before_VH.mean(dim=0)

@@ -9,7 +9,6 @@ happens to a row depends on its hash alone, so each pass sees the same rows and 
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from jasper_ray.data.mixing import choice_bounds
 from jasper_ray.data.settings import Corpus
 from jasper_ray.data.shards import MANIFEST, Manifest, SourceCount, load_manifest, save_manifest
 from jasper_ray.pipelines.counting import SourceReport, count_sources
+from jasper_ray.pipelines.prepared import check_visible, check_writable, setting_differences
 from jasper_ray.pipelines.session import plain_errors
 from jasper_ray.pipelines.sharding import Mixture, Written, write_heldout, write_train
 
@@ -41,7 +41,7 @@ def prepare_corpus(corpus: Corpus, folder: str | Path, seed: int) -> Manifest:
         return _same_corpus(folder, corpus, seed, files)
     for source, found in zip(corpus.sources, files, strict=True):
         check_source(source, found)
-    _check_writable(folder)
+    check_writable(folder)
     with plain_errors():
         manifest = _write(corpus, folder, seed, files)
     save_manifest(manifest, folder)
@@ -87,7 +87,11 @@ def _source_counts(
 
 def _corpus_fingerprint(corpus: Corpus, seed: int, files: Sequence[SourceFiles]) -> str:
     contents = [found.content for found in files]
-    return fingerprint({"corpus": corpus.model_dump(mode="json"), "seed": seed, "contents": contents})
+    return fingerprint({**_settings(corpus, seed), "contents": contents})
+
+
+def _settings(corpus: Corpus, seed: int) -> dict[str, object]:
+    return {"corpus": corpus.model_dump(mode="json"), "seed": seed}
 
 
 def _same_corpus(folder: Path, corpus: Corpus, seed: int, files: Sequence[SourceFiles]) -> Manifest:
@@ -95,7 +99,7 @@ def _same_corpus(folder: Path, corpus: Corpus, seed: int, files: Sequence[Source
     manifest = load_manifest(folder)
     if manifest.fingerprint == _corpus_fingerprint(corpus, seed, files):
         return manifest
-    differences = _setting_differences(manifest, corpus, seed)
+    differences = setting_differences(_settings(manifest.corpus, manifest.seed), _settings(corpus, seed))
     if not differences:
         changed = [
             count.name for count, found in zip(manifest.sources, files, strict=True) if count.content != found.content
@@ -105,30 +109,6 @@ def _same_corpus(folder: Path, corpus: Corpus, seed: int, files: Sequence[Source
         f"{folder} holds a corpus made otherwise: {'; '.join(differences)}; "
         "choose another run folder, or delete this one to make the corpus anew"
     )
-
-
-def _setting_differences(manifest: Manifest, corpus: Corpus, seed: int) -> list[str]:
-    old = _flat({"corpus": manifest.corpus.model_dump(mode="json"), "seed": manifest.seed})
-    new = _flat({"corpus": corpus.model_dump(mode="json"), "seed": seed})
-    names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
-    return [f"{name} was {old.get(name)!r} and is now {new.get(name)!r}" for name in names]
-
-
-def _flat(value: object, name: str = "") -> dict[str, object]:
-    """Nested dicts and lists as one dict, its keys like `corpus.sources.0.path`."""
-    if not isinstance(value, (dict, list)):
-        return {name: value}
-    items = value.items() if isinstance(value, dict) else enumerate(value)
-    return {key: leaf for part, child in items for key, leaf in _flat(child, f"{name}.{part}".lstrip(".")).items()}
-
-
-def _check_writable(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise ConfigError(f"cannot write to {folder} ({error.strerror}); choose another run folder") from error
 
 
 def _check_written(
@@ -142,12 +122,7 @@ def _check_written(
             f"holdout is {corpus.holdout} but none of {sum(train.by_source)} texts fell into that share; "
             "raise the corpus' holdout or set it to 0"
         )
-    missing = [shard.file for shard in train.shards if not (folder / shard.file).is_file()]
-    if missing:
-        raise ConfigError(
-            f"{len(missing)} shards written by workers cannot be seen in {folder}; "
-            "choose a run folder that all nodes of the cluster share"
-        )
+    check_visible(folder, train.shards)
 
 
 def _describe(report: SourceReport) -> str:

@@ -24,7 +24,8 @@ from jasper_ray.data.order import Visit
 from jasper_ray.pipelines.session import set_up_data
 from jasper_ray.pipelines.shards import Batch, ReadShard, ReadTargets, arrange, with_vectors
 from jasper_ray.pipelines.targets import TargetCache
-from jasper_ray.teachers import Teacher, TeacherEncoder
+from jasper_ray.pool import ActorPool
+from jasper_ray.teachers import OwnEncoder, OwnTeacher, Teacher, TeacherEncoder, open_teacher
 
 LIGHT_TASK = {"num_cpus": 0.1, "compute": TaskPoolStrategy(2)}
 """Reading a shard takes milliseconds: two processes keep up with any pool, and whole processors would starve it."""
@@ -47,23 +48,33 @@ class Labeller:
     def label(self, visits: Sequence[Visit]) -> Dataset:
         """A dataset with a block for each visit: id, text, prompt (empty: none), position, and for each teacher its
         vectors and its seconds a row (0 where they came from the cache). Nothing runs before it is consumed."""
-        items = [asdict(visit) for visit in visits]
-        dataset = ray.data.from_items(items, override_num_blocks=len(items))
-        set_up_data(dataset.context)  # stages make their datasets in a process of Ray Train's
-        dataset.context.target_max_block_size = None  # a block must stay one shard, however wide its vectors are
-        dataset = dataset.map_batches(ReadShard(self.corpus), batch_size=None, **LIGHT_TASK)
+        dataset = read_visits(visits, ReadShard(self.corpus))
         for teacher, cache in zip(self.teachers, self.caches, strict=True):
             dataset = add_teacher(dataset, teacher, cache, {visit.sha256 for visit in visits})
         return dataset
 
     def label_shards(self, shards: Sequence[Shard]) -> Dataset:
         """`label` for whole shards."""
-        return self.label([Visit(shard.file, shard.sha256, shard.rows, 0, 0, shard.rows, 0) for shard in shards])
+        return self.label(whole_shards(shards))
 
     def stream(self, visits: Sequence[Visit], block_rows: int) -> Dataset:
         """`label` in the order of `position`, in blocks of exactly `block_rows`: training workers take them in turn."""
         arranged = self.label(visits).map_batches(arrange, batch_size=None, **LIGHT_TASK)
         return repartition_lightly(arranged, block_rows)
+
+
+def read_visits(visits: Sequence[Visit], read: ReadShard) -> Dataset:
+    """A dataset with a block for each visit: its shard's rows."""
+    items = [asdict(visit) for visit in visits]
+    dataset = ray.data.from_items(items, override_num_blocks=len(items))
+    set_up_data(dataset.context)  # stages make their datasets in a process of Ray Train's
+    dataset.context.target_max_block_size = None  # a block must stay one shard, however wide its vectors are
+    return dataset.map_batches(read, batch_size=None, **LIGHT_TASK)
+
+
+def whole_shards(shards: Sequence[Shard]) -> list[Visit]:
+    """Visits that use all rows of the shards, as they are stored."""
+    return [Visit(shard.file, shard.sha256, shard.rows, 0, 0, shard.rows, 0) for shard in shards]
 
 
 def repartition_lightly(dataset: Dataset, block_rows: int) -> Dataset:
@@ -80,7 +91,9 @@ def repartition_lightly(dataset: Dataset, block_rows: int) -> Dataset:
     return blocks
 
 
-def add_teacher(dataset: Dataset, teacher: Teacher, cache: TargetCache | None, shards: set[str]) -> Dataset:
+def add_teacher(
+    dataset: Dataset, teacher: Teacher | OwnTeacher, cache: TargetCache | None, shards: set[str]
+) -> Dataset:
     """`dataset` with one more teacher's column; no model is loaded when the cache holds every shard."""
     if cache is not None and all(cache.holds(sha256) for sha256 in shards):
         return dataset.map_batches(ReadTargets(teacher.name, cache), batch_size=None, **LIGHT_TASK)
@@ -89,16 +102,21 @@ def add_teacher(dataset: Dataset, teacher: Teacher, cache: TargetCache | None, s
         LabelShard,
         fn_constructor_args=(teacher, cache),
         batch_size=None,
-        compute=ActorPoolStrategy(min_size=pool.min_size, max_size=pool.max_size, max_tasks_in_flight_per_actor=2),
+        compute=pool_strategy(pool),
         num_cpus=pool.cpus,
         num_gpus=pool.gpus or None,
     )
 
 
+def pool_strategy(pool: ActorPool) -> ActorPoolStrategy:
+    """So many copies of an actor, each with a block at work and a block waiting."""
+    return ActorPoolStrategy(min_size=pool.min_size, max_size=pool.max_size, max_tasks_in_flight_per_actor=2)
+
+
 class LabelShard:
     """Adds a teacher's vectors: from its cache where they are, else from its model, and then into the cache."""
 
-    def __init__(self, teacher: Teacher, cache: TargetCache | None) -> None:
+    def __init__(self, teacher: Teacher | OwnTeacher, cache: TargetCache | None) -> None:
         self.teacher = teacher
         self.cache = cache
         self.loading = ThreadPoolExecutor(1).submit(load, teacher)  # all teachers of a run load at the same time
@@ -118,9 +136,9 @@ class LabelShard:
         return with_vectors(batch, self.teacher.name, vectors_ND, seconds / len(vectors_ND))
 
 
-def load(teacher: Teacher) -> TeacherEncoder:
+def load(teacher: Teacher | OwnTeacher) -> TeacherEncoder | OwnEncoder:
     """Its model, with the guards at its door."""
-    return TeacherEncoder(teacher, teacher.load())
+    return teacher.open() if isinstance(teacher, OwnTeacher) else open_teacher(teacher)
 
 
 def collect(dataset: Dataset, columns: Sequence[str]) -> dict[str, np.ndarray]:

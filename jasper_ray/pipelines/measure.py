@@ -10,17 +10,24 @@ import torch
 from jasper_ray.encoders import load_student
 from jasper_ray.evaluation import Record, SetData, evaluate, label
 from jasper_ray.pipelines.heldout import HeldOut, measure_agreement
+from jasper_ray.pipelines.heldout_pairs import HeldOutPairs, measure_recall
 from jasper_ray.teachers import Teacher, TeacherEncoder, Together
 
 
 def measure_student(
-    moment: str, folder: Path, heldout: HeldOut | None, sets: Sequence[SetData], threads: int
+    moment: str,
+    folder: Path,
+    heldout: HeldOut | None,
+    pairs: HeldOutPairs | None,
+    sets: Sequence[SetData],
+    threads: int,
 ) -> list[Record]:
-    """Every head of a student on everything."""
+    """Every head of a student on everything, on images if it sees."""
     torch.set_num_threads(threads)
     encoder = load_student(folder)
     records = label(moment, evaluate(encoder, sets, dims=encoder.student.dims))
-    return records + (label(moment, measure_agreement(encoder, heldout)) if heldout else [])
+    records += label(moment, measure_agreement(encoder, heldout)) if heldout else []
+    return records + (label(moment, measure_recall(encoder, pairs)) if pairs and encoder.sees else [])
 
 
 def measure_teachers(teachers: Sequence[Teacher], sets: Sequence[SetData], threads: int) -> list[Record]:

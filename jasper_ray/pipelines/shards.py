@@ -7,6 +7,7 @@ These run in many small tasks, so nothing here imports torch or a model library:
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -23,13 +24,14 @@ Batch = dict[str, np.ndarray]
 class ReadShard:
     """A visit becomes its shard's rows, in the order they are stored."""
 
-    def __init__(self, corpus: Path) -> None:
-        self.corpus = corpus
+    def __init__(self, folder: Path, read: Callable[[Path], pa.Table] = read_shard) -> None:
+        self.folder = folder
+        self.read = read
 
     def __call__(self, batch: Batch) -> Batch:
         if len(batch["file"]) != 1:
             raise AssertionError("a block must hold one visit")
-        table = read_shard(self.corpus / str(batch["file"][0]))
+        table = self.read(self.folder / str(batch["file"][0]))
         columns = read_rows(table)
         visit = Visit(
             **{name: values[0].item() if hasattr(values[0], "item") else values[0] for name, values in batch.items()}
@@ -41,7 +43,8 @@ class ReadShard:
 
 def read_rows(table: pa.Table) -> Batch:
     """A shard's rows as arrays; an empty string stands for no prompt."""
-    return {name: table[name].fill_null("").to_numpy() for name in ("id", "text", "prompt")}
+    texts = {name: table[name].fill_null("").to_numpy() for name in ("id", "text", "prompt")}
+    return {**texts, "image": table["image"].to_numpy()} if "image" in table.column_names else texts
 
 
 def positions(visit: Visit) -> np.ndarray:

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from jasper_ray.config import ConfigError, Settings
-from jasper_ray.data import Corpus
+from jasper_ray.data import Corpus, Images
 from jasper_ray.evaluation import EvaluationSet
 from jasper_ray.models.student import StudentSettings
 from jasper_ray.recipe.stage import Stage
@@ -75,6 +75,8 @@ class Recipe(Settings):
     heads_start: HeadStart = RandomHeads()
     teachers: tuple[Teacher, ...] = Field(min_length=1)
     corpus: Corpus
+    images: Images | None = None
+    """Image–caption pairs, for stages with `data: images`."""
     targets: Targets = LiveTargets(type="live")
     stages: tuple[Stage, ...] = Field(min_length=1)
     evaluation: Evaluation = Evaluation()
@@ -84,6 +86,7 @@ class Recipe(Settings):
         check_names(self)
         check_prompts(self)
         check_losses(self)
+        check_sight(self)
         check_target_size(self)
         return self
 
@@ -102,6 +105,8 @@ def check_prompts(recipe: Recipe) -> None:
     named = [
         (f"corpus.sources.{i}.prompt", source.prompt) for i, source in enumerate(recipe.corpus.sources) if source.prompt
     ]
+    if recipe.images:
+        named += [(f"images.sources.{i}.prompt", s.prompt) for i, s in enumerate(recipe.images.sources) if s.prompt]
     named += [
         (f"teachers.{i}.prompts", prompt) for i, teacher in enumerate(recipe.teachers) for prompt in teacher.prompts
     ]
@@ -113,23 +118,37 @@ def check_prompts(recipe: Recipe) -> None:
 
 
 def check_losses(recipe: Recipe) -> None:
-    """Losses name heads that exist, cosine only the full head, and no head stays untrained."""
+    """Losses name heads that exist, cosine on texts only the full head, and no head stays untrained."""
     heads = recipe.student.heads
     for stage in recipe.stages:
         for dim, losses in stage.losses.items():
             if dim not in heads:
                 raise ConfigError(f"stage {stage.name!r}: losses names head {dim}, but student.heads are {list(heads)}")
-            if losses.cosine and dim != heads[0]:
+            if losses.cosine and dim != heads[0] and stage.data == "texts":
                 raise ConfigError(
                     f"stage {stage.name!r}: cosine compares coordinates, so only the full head {heads[0]} can have it; "
                     f"remove it from head {dim}"
                 )
-    trained = {dim for stage in recipe.stages for dim in stage.losses}
+    trained = {dim for stage in recipe.stages if stage.data == "texts" for dim in stage.losses}
     idle = [dim for dim in heads if dim not in trained]
     if idle:
         raise ConfigError(
             f"student.heads: no stage's losses train head {idle[0]}; give it losses in a stage, or remove it"
         )
+
+
+def check_sight(recipe: Recipe) -> None:
+    """A stage on images, the images, and what the student sees with come together."""
+    seeing = [stage.name for stage in recipe.stages if stage.data == "images"]
+    needed = {"images": recipe.images, "student.vision": recipe.student.vision}
+    for place, value in needed.items():
+        if seeing and value is None:
+            raise ConfigError(f"stage {seeing[0]!r} has data: images, but {place} is missing; describe it")
+        if not seeing and value is not None:
+            raise ConfigError(
+                f"{place} is given, but no stage has data: images, so the student would not learn to see; "
+                f"add such a stage, or remove {place}"
+            )
 
 
 def check_target_size(recipe: Recipe) -> None:

@@ -17,8 +17,12 @@ class Stage(Settings):
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_.-]*$")
     """Names the stage's folder and its row in the tables."""
+    data: Literal["texts", "images"] = "texts"
+    """Which rows it sees. `texts`: those of the corpus, whose target the teachers give. `images`: those of the
+    image–caption pairs; a head's target is the vector that it gives the caption when the stage begins."""
     train: tuple[str, ...] = Field(min_length=1)
-    """Shell-style patterns of the parameters that learn: `heads.1024.*`, `body.layers.2[567].*`, `*`."""
+    """Shell-style patterns of the parameters that learn: `heads.1024.*`, `body.layers.2[567].*`, `vision.*`, `*`. A
+    stage on texts does not load the student's eye, so `*` leaves it as it is."""
     losses: dict[int, HeadLosses] = Field(min_length=1)
     """For each head size, the weights of its losses."""
     reduction: Literal["sum", "mean"] = "sum"
@@ -38,14 +42,14 @@ class Stage(Settings):
     steps: int | None = Field(default=None, gt=0)
     """Optimiser steps. Give steps or passes."""
     passes: float | None = Field(default=None, gt=0)
-    """Passes over the training texts. Give steps or passes."""
+    """Passes over the training rows. Give steps or passes."""
     batch_size: int = Field(gt=0)
-    """Texts in one optimiser step, over all workers."""
+    """Rows (texts or images) in one optimiser step, over all workers."""
     micro_batch_size: int | None = Field(default=None, gt=0)
-    """Texts of one worker in one forward and backward pass; relations span at most these (times workers, when scope
+    """Rows of one worker in one forward and backward pass; relations span at most these (times workers, when scope
     is global). Left out: batch_size divided by workers, no accumulation."""
     group_rows: int = Field(default=32, gt=0)
-    """Texts of similar length that the body sees at once; smaller computes less padding, larger fills a GPU better."""
+    """Rows of similar length that the body sees at once; smaller computes less padding, larger fills a GPU better."""
     workers: int = Field(default=1, gt=0)
     """Training processes."""
     cpus_per_worker: float = Field(default=1, ge=0)
@@ -85,14 +89,14 @@ class Stage(Settings):
         for loss, least in (("relative_similarity", 3), ("similarity", 2)):
             if compared < least and any(getattr(losses, loss) for losses in self.losses.values()):
                 raise ConfigError(
-                    f"stage {self.name!r}: {loss} compares texts with each other and needs micro batches of at least "
-                    f"{least} texts; raise batch_size or micro_batch_size"
+                    f"stage {self.name!r}: {loss} compares rows with each other and needs micro batches of at least "
+                    f"{least} rows; raise batch_size or micro_batch_size"
                 )
         return self
 
     @property
     def micro_rows(self) -> int:
-        """Texts of one worker in one forward pass."""
+        """Rows of one worker in one forward pass."""
         return self.micro_batch_size or max(1, self.batch_size // self.workers)
 
     @property

@@ -1,8 +1,8 @@
 """Teachers: the models that a student learns from, and the target that their vectors make together."""
 
-from jasper_ray.teachers.encoder import TeacherEncoder, Together
+from jasper_ray.teachers.encoder import TeacherEncoder, Together, open_teacher
+from jasper_ray.teachers.own import OWN, OwnEncoder, OwnTeacher, split_heads
 from jasper_ray.teachers.settings import (
-    ActorPool,
     HashTeacher,
     SentenceTransformerTeacher,
     Teacher,
@@ -11,8 +11,10 @@ from jasper_ray.teachers.settings import (
 from jasper_ray.teachers.target import check_vectors, cut, fuse
 
 __all__ = [
-    "ActorPool",
+    "OWN",
     "HashTeacher",
+    "OwnEncoder",
+    "OwnTeacher",
     "SentenceTransformerTeacher",
     "Teacher",
     "TeacherEncoder",
@@ -21,4 +23,6 @@ __all__ = [
     "cut",
     "described",
     "fuse",
+    "open_teacher",
+    "split_heads",
 ]

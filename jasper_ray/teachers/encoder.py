@@ -27,6 +27,10 @@ class TeacherEncoder:
     def dims(self) -> tuple[int, ...]:
         return (self.teacher.truncate or self.model.dims[0],)
 
+    @property
+    def sees(self) -> bool:
+        return False
+
     def encode(self, texts: Sequence[str], prompt_name: str | None = None, dim: int | None = None) -> np.ndarray:
         """See `Encoder.encode`."""
         known_dim(self.dims, dim)
@@ -52,6 +56,11 @@ class TeacherEncoder:
         return vectors_BD
 
 
+def open_teacher(teacher: Teacher) -> TeacherEncoder:
+    """Its model, loaded, with the guards at its door; heavy."""
+    return TeacherEncoder(teacher, teacher.load())
+
+
 class Together:
     """Several teachers as one encoder: what a perfect student would be."""
 
@@ -62,6 +71,10 @@ class Together:
     @property
     def dims(self) -> tuple[int, ...]:
         return (sum(teacher.dims[0] for teacher in self.teachers),)
+
+    @property
+    def sees(self) -> bool:
+        return False
 
     def encode(self, texts: Sequence[str], prompt_name: str | None = None, dim: int | None = None) -> np.ndarray:
         """See `Encoder.encode`."""

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from jasper_ray.config import ConfigError
 from jasper_ray.recipe import Stage
 from jasper_ray.runs import StageFolder
+
+if TYPE_CHECKING:  # torch takes seconds to import, and a worker imports it in an environment made for it
+    from jasper_ray.training.feed import Feed
 
 
 class StageStopped(ConfigError):
@@ -23,8 +27,8 @@ class StageJob:
     """The student folder that the stage begins with."""
     folder: StageFolder
     total_steps: int
-    target_parts: tuple[tuple[str, float], ...]
-    """Name and weight of each teacher, in the order of the target."""
+    feed: Feed
+    """What its rows are, and what their vectors are compared with."""
     dropout: float
     seed: int
 

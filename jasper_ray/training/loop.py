@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
 from ray.train.torch import get_device
+from torch import Tensor
 
 from jasper_ray.losses import LossTerms, Objective
 from jasper_ray.models.folder import StudentCard, load_student_folder, save_student
@@ -34,7 +35,7 @@ def train(job: StageJob, rows: Iterator[Rows]) -> None:
     torch.manual_seed(job.seed)
     device = get_device()
     choose_attention(device)
-    student, tokenizer, card = load_student_folder(job.start)
+    student, tokenizer, card = load_student_folder(job.start, sight=job.stage.data == "images")
     worker = Worker(job, student, device)
     first_step = checkpoints.restore(worker.engine, job.folder.checkpoints)
     if first_step < job.total_steps:
@@ -83,7 +84,7 @@ class Worker:
             norm = update(self.engine)
             ids += micro.ids
             terms.append(average_over_workers(losses.terms))
-            clock.count(micro.rows, waited, micro.teacher_seconds)
+            clock.count(micro.rows, waited, micro.teacher_seconds, micro.decode_seconds)
         means = {name: sum(term[name] for term in terms) / len(terms) for name in terms[0]}
         assert norm is not None, "the last micro-batch of a step completes its batch"
         stop_if_not_finite(torch.tensor(norm, device=self.device), "the norm of the gradients", ids)
@@ -94,7 +95,7 @@ class Worker:
         groups = [group.to(self.device) for group in micro.groups]
         dims = tuple(self.job.stage.losses)
         vectors = dict(zip(dims, self.engine(groups, dims), strict=True))
-        losses = self.objective(vectors, micro.target_BE.to(self.device))
+        losses = self.objective(vectors, on_device(micro.targets, self.device))
         stop_if_not_finite(losses.total, "the loss", micro.ids)
         return losses
 
@@ -103,8 +104,14 @@ def micro_batches(
     job: StageJob, tokenizer: PreTrainedTokenizerBase, card: StudentCard, rows: Iterator[Rows]
 ) -> Iterator[MicroBatch]:
     """The rows as the model takes them, made ahead of time in a thread."""
-    collate = Collate(tokenizer, card.max_length, job.stage.group_rows, card.prompts, job.target_parts)
+    collate = Collate(job.feed, tokenizer, card, job.stage.group_rows, tuple(job.stage.losses))
     return ahead(map(collate, rows))
+
+
+def on_device(targets: Mapping[int, Tensor], device: torch.device) -> dict[int, Tensor]:
+    """The targets on the device; a tensor that serves several heads is moved once."""
+    moved = {id(target_BE): target_BE.to(device) for target_BE in targets.values()}
+    return {dim: moved[id(target_BE)] for dim, target_BE in targets.items()}
 
 
 def choose_attention(device: torch.device) -> None:
@@ -118,7 +125,8 @@ def prepare(student: Student, job: StageJob) -> None:
     student.freeze_all_but(job.stage.train)
     student.set_dropout(job.dropout)
     if job.stage.gradient_checkpointing:
-        student.body.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        for part in (student.body, *([student.vision.tower] if student.vision else [])):
+            part.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
 
 def check_place(micro: MicroBatch, round_: int, rows: int) -> None:

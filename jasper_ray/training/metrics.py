@@ -63,9 +63,15 @@ class StepClock:
     rows: int = 0
     labelled: dict[str, int] = field(default_factory=dict)
     teacher_seconds: dict[str, float] = field(default_factory=dict)
+    decode_seconds: float | None = None
 
-    def count(self, rows: int, waited: float, teacher_seconds: Mapping[str, float]) -> None:
-        """Add one micro-batch: its rows, the seconds spent waiting for it, the seconds teachers worked on it."""
+    def count(
+        self, rows: int, waited: float, teacher_seconds: Mapping[str, float], decode_seconds: float | None = None
+    ) -> None:
+        """Add one micro-batch: its rows, the seconds spent waiting for it, the seconds teachers worked on it, and those
+        that decoding its images took."""
+        if decode_seconds is not None:
+            self.decode_seconds = (self.decode_seconds or 0.0) + decode_seconds
         self.rows += rows
         self.waited += waited
         for name, seconds in teacher_seconds.items():
@@ -73,12 +79,15 @@ class StepClock:
             self.labelled[name] = self.labelled.get(name, 0) + (rows if seconds else 0)
 
     def read(self, workers: int) -> dict[str, float]:
-        """Rows a second over all workers, share of the time spent waiting, and for each teacher that labelled: rows a
-        second of one copy, and rows labelled by this worker's share."""
+        """Rows a second over all workers, share of the time spent waiting, for each teacher that labelled: rows a
+        second of one copy, and rows labelled by this worker's share; for images, how many processors decoding kept
+        busy."""
         seconds = time.perf_counter() - self.started
         record = {"rows_per_s": workers * self.rows / seconds, "wait_share": self.waited / seconds, "seconds": seconds}
         for name, worked in self.teacher_seconds.items():
             record[f"labelled/{name}"] = self.labelled[name] * workers
             if worked:
                 record[f"teacher_rows_per_s/{name}"] = self.labelled[name] / worked
+        if self.decode_seconds is not None:
+            record["decoding_processors"] = workers * self.decode_seconds / seconds
         return record

@@ -19,9 +19,10 @@ EVERY_S = 5.0
 class Progress:
     """While it is entered, logs how far a stage is, every few seconds, and once more at the end."""
 
-    def __init__(self, metrics: Path, name: str, total_steps: int) -> None:
+    def __init__(self, metrics: Path, name: str, unit: str, total_steps: int) -> None:
         self.metrics = metrics
         self.name = name
+        self.unit = unit
         self.total_steps = total_steps
         self.shown = last_step(metrics)
         self.finished = threading.Event()
@@ -48,7 +49,7 @@ class Progress:
         fresh = [record for record in records if record["step"] > self.shown]
         if fresh:
             self.shown = fresh[-1]["step"]
-            logger.info("%s", progress_line(self.name, fresh, self.total_steps))
+            logger.info("%s", progress_line(self.name, self.unit, fresh, self.total_steps))
 
 
 def last_step(metrics: Path) -> int:
@@ -67,7 +68,7 @@ def newest_records(metrics: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines if line.startswith(b"{")]
 
 
-def progress_line(name: str, records: Sequence[dict[str, Any]], total_steps: int) -> str:
+def progress_line(name: str, unit: str, records: Sequence[dict[str, Any]], total_steps: int) -> str:
     """`fc1  step 120/350  loss 3.21  312 texts/s  4% waiting  1 min 20 s left`, averaged over `records`."""
     seconds = sum(record["seconds"] for record in records)
     rows = sum(record["rows_per_s"] * record["seconds"] for record in records)
@@ -75,7 +76,7 @@ def progress_line(name: str, records: Sequence[dict[str, Any]], total_steps: int
     done = records[-1]["step"] + 1
     loss = sum(record["total"] for record in records) / len(records)
     return (
-        f"{name}  step {done}/{total_steps}  loss {loss:.4g}  {rows / seconds:.0f} texts/s  "
+        f"{name}  step {done}/{total_steps}  loss {loss:.4g}  {rows / seconds:.0f} {unit}/s  "
         f"{waited / seconds:.0%} waiting  {duration((total_steps - done) * seconds / len(records))} left"
     )
 

@@ -38,7 +38,7 @@ def run_stage(job: StageJob, open_stream: OpenStream) -> None:
         Path(tempfile.gettempdir()) / "jasper_ray" / uuid.uuid4().hex
     )  # Ray Train's own notes; ours lie in the stage folder
     try:
-        with Progress(job.folder.metrics, job.stage.name, job.total_steps):
+        with Progress(job.folder.metrics, job.stage.name, job.stage.data, job.total_steps):
             trainer(job, open_stream, state).fit()
     except Exception as error:
         if reason.is_file():

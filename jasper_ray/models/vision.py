@@ -1,0 +1,225 @@
+"""The student's eye: a vision tower whose tokens become embeddings of the text body.
+
+The pooler has no parameters: it averages the tower's tokens, seen as a picture of one channel, to the number and width
+of embeddings that the body reads (arXiv 2412.19048, section 2.2, and the released configuration).
+"""
+
+# Shape legend: I images, S side of an image in pixels, T tokens of the tower, C their width, N image tokens, H hidden
+# size of the body.
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from jasper_ray.assets import locate
+from jasper_ray.config import ConfigError, Settings
+from jasper_ray.images import Preprocessing, from_transformers
+from jasper_ray.models.files import load_module, read_json, save_module, write_json
+from jasper_ray.models.loading import check_architecture, declared_config, first_line, load_weights, read_config
+
+if TYPE_CHECKING:  # transformers takes seconds to import; whoever only reads settings does not wait for it
+    from transformers import PretrainedConfig, PreTrainedModel
+
+Projector = Literal["none", "linear"]
+PROJECTOR = "projector.safetensors"
+PLACE = "student.vision"
+"""Where a recipe describes the tower, for errors."""
+
+
+class VisionSettings(Settings):
+    """Which vision tower a student sees with, and how its tokens reach the body."""
+
+    base: str | None = None
+    """Hub id, local folder or shipped asset of a transformers vision model, or of a model that has one; random weights
+    of `architecture` when left out."""
+    revision: str | None = None
+    """Commit or tag of a hub id."""
+    architecture: dict[str, Any] | None = None
+    """The tower's transformers configuration (`model_type`, `hidden_size` …). Sizes are then known with nothing
+    downloaded, and the weights of `base` are checked against it when they are loaded."""
+    image_tokens: int = Field(gt=0)
+    """Embeddings that an image becomes."""
+    projector: Projector = "none"
+    """`none`: averaging alone brings the tokens to the body's width, as in the paper; `linear` learns a matrix."""
+    preprocessing: Preprocessing | None = None
+    """How images become pixels; what lies beside the weights of `base` when left out."""
+
+    @model_validator(mode="after")
+    def _something_is_given(self) -> VisionSettings:
+        if self.base is None and (self.architecture is None or self.preprocessing is None):
+            raise ConfigError(
+                "student.vision: neither base nor both of architecture and preprocessing are given; name a base with "
+                "weights, or describe a tower of random ones"
+            )
+        return self
+
+
+class Vision(nn.Module):
+    """Tower, pooler, and a projector where one is wanted."""
+
+    def __init__(
+        self,
+        tower: PreTrainedModel,
+        preprocessing: Preprocessing,
+        image_tokens: int,
+        hidden_size: int,
+        projector: Projector = "none",
+    ) -> None:
+        super().__init__()
+        width, self.unused = probe(tower, preprocessing.size, image_tokens)
+        self.tower = tower
+        self.preprocessing = preprocessing
+        self.image_tokens = image_tokens
+        self.hidden_size = hidden_size
+        self.projector = nn.Linear(width, hidden_size) if projector == "linear" else None
+
+    @property
+    def never_trained(self) -> set[str]:
+        """Names of the parameters that no image's vector depends on."""
+        return {f"tower.{name}" for name in self.unused}
+
+    def forward(self, pixels_I3SS: Tensor) -> Tensor:
+        """Embeddings `[I, N, H]` of images given as uint8."""
+        tokens_ITC = self.tower(pixel_values=self.normalised(pixels_I3SS)).last_hidden_state
+        width = tokens_ITC.shape[2] if self.projector else self.hidden_size
+        pooled_INC = F.adaptive_avg_pool2d(tokens_ITC.unsqueeze(1), (self.image_tokens, width)).squeeze(1)
+        return self.projector(pooled_INC) if self.projector else pooled_INC
+
+    def summary(self, pixels_I3SS: Tensor) -> Tensor:
+        """What the tower by itself says of images, `[I, C]`: its pooled output, or the mean of its tokens."""
+        output = self.tower(pixel_values=self.normalised(pixels_I3SS))
+        pooled_IC: Tensor | None = getattr(output, "pooler_output", None)
+        return output.last_hidden_state.mean(dim=1) if pooled_IC is None else pooled_IC
+
+    def normalised(self, pixels_I3SS: Tensor) -> Tensor:
+        """Pixels less the channels' means, over their deviations, in the tower's precision."""
+        mean = torch.tensor(self.preprocessing.mean, device=pixels_I3SS.device).view(3, 1, 1)
+        std = torch.tensor(self.preprocessing.std, device=pixels_I3SS.device).view(3, 1, 1)
+        return ((pixels_I3SS.float() / 255 - mean) / std).to(self.tower.dtype)
+
+
+def probe(tower: PreTrainedModel, size: int, image_tokens: int) -> tuple[int, frozenset[str]]:
+    """Width of the tower's tokens, and names of its parameters that they do not depend on, such as those of a pooler.
+
+    Found on the meta device, by a forward and a backward pass that compute nothing.
+
+    Raises:
+        ConfigError: the tower does not take images of that size, or gives fewer tokens than `image_tokens`.
+    """
+    shape = meta_tower(tower.config)
+    try:
+        pixels = torch.zeros(1, 3, size, size, device="meta")
+        tokens_ITC = shape(pixel_values=pixels).last_hidden_state
+    except (ValueError, RuntimeError, TypeError, AttributeError) as error:
+        raise ConfigError(
+            f"student.vision: {type(shape).__name__} does not take images of {size} x {size} pixels "
+            f"({first_line(error)}); change preprocessing.size or the tower"
+        ) from error
+    if tokens_ITC.shape[1] < image_tokens:
+        raise ConfigError(
+            f"student.vision: image_tokens is {image_tokens}, but the tower makes {tokens_ITC.shape[1]} tokens of an "
+            f"image of {size} x {size} pixels; lower image_tokens"
+        )
+    tokens_ITC.sum().backward()
+    return tokens_ITC.shape[2], frozenset(name for name, p in shape.named_parameters() if p.grad is None)
+
+
+def build_vision(settings: VisionSettings, hidden_size: int) -> Vision:
+    """The eye before training; a projector's and a random tower's weights come from torch's generator.
+
+    Raises:
+        ConfigError: nothing loads from `base`, it is not the declared architecture, or images of that size do not fit.
+    """
+    from transformers import AutoModel
+
+    if settings.base is None:
+        tower = AutoModel.from_config(declared_config(settings.architecture or {}, PLACE), dtype=torch.float32)
+    else:
+        config = base_config(settings)
+        check_architecture(settings.architecture, config, settings.base, PLACE)
+        tower = load_weights(locate(settings.base, settings.revision), settings.revision, config)
+    return Vision(tower, preprocessing_of(settings), settings.image_tokens, hidden_size, settings.projector)
+
+
+def meta_vision(settings: VisionSettings, hidden_size: int) -> Vision:
+    """The same without memory behind it; nothing is downloaded where the settings declare architecture and
+    preprocessing."""
+    tower = meta_tower(
+        declared_config(settings.architecture, PLACE) if settings.architecture else base_config(settings)
+    )
+    with torch.device("meta"):
+        return Vision(tower, preprocessing_of(settings), settings.image_tokens, hidden_size, settings.projector)
+
+
+def meta_tower(config: PretrainedConfig) -> PreTrainedModel:
+    """A tower of that configuration on torch's meta device."""
+    from transformers import AutoModel
+
+    with torch.device("meta"):
+        tower: PreTrainedModel = AutoModel.from_config(config)
+    return tower
+
+
+def base_config(settings: VisionSettings) -> PretrainedConfig:
+    """The tower's part of `base`'s own configuration: all of it, or `vision_config` of a model that reads texts too."""
+    config = read_config(settings.base or "", settings.revision, PLACE)
+    return getattr(config, "vision_config", config)
+
+
+def preprocessing_of(settings: VisionSettings) -> Preprocessing:
+    """The recipe's preprocessing, or what lies beside the weights.
+
+    Raises:
+        ConfigError: there is none, or one that we do not know.
+    """
+    if settings.preprocessing is not None:
+        return settings.preprocessing
+    from transformers import image_processing_utils
+
+    location = locate(settings.base or "", settings.revision)
+    try:
+        config, _ = image_processing_utils.BaseImageProcessor.get_image_processor_dict(
+            location, revision=settings.revision
+        )
+    except OSError as error:
+        raise ConfigError(
+            f"student.vision: no preprocessor_config.json lies beside {settings.base!r} ({first_line(error)}); "
+            "write the tower's preprocessing into the recipe"
+        ) from error
+    return from_transformers(config, f"preprocessor_config.json of {settings.base!r}")
+
+
+def save_vision(vision: Vision, folder: Path) -> None:
+    """Write the eye as a transformers vision model, with what else it takes in `sight.json`."""
+    vision.tower.save_pretrained(folder)
+    if vision.projector is not None:
+        save_module(vision.projector, folder / PROJECTOR)
+    sight = {"image_tokens": vision.image_tokens, "projector": "none" if vision.projector is None else "linear"}
+    write_json(folder / "sight.json", sight)
+    write_json(folder / "preprocessor_config.json", vision.preprocessing.as_transformers())
+
+
+def load_vision(folder: Path, hidden_size: int) -> Vision:
+    """The eye that `save_vision` wrote.
+
+    Raises:
+        ConfigError: a file is missing or damaged.
+    """
+    sight = read_json(folder / "sight.json")
+    tower = load_weights(str(folder))
+    vision = Vision(tower, read_preprocessing(folder), sight["image_tokens"], hidden_size, sight["projector"])
+    if vision.projector is not None:
+        load_module(vision.projector, folder / PROJECTOR, "projector")
+    return vision
+
+
+def read_preprocessing(folder: Path) -> Preprocessing:
+    """How the eye in a folder wants images; the weights are not read."""
+    path = folder / "preprocessor_config.json"
+    return from_transformers(read_json(path), str(path))

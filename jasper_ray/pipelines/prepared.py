@@ -1,0 +1,46 @@
+"""Folders of prepared data: whether one can be written, and how one differs that is there already."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jasper_ray.config import ConfigError
+from jasper_ray.data.shards import Shard
+
+
+def setting_differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """What was written otherwise in nested settings, one entry a value, such as `seed was 0 and is now 1`."""
+    was, now = _flat(old), _flat(new)
+    names = [name for name in {**was, **now} if was.get(name) != now.get(name)]
+    return [f"{name} was {was.get(name)!r} and is now {now.get(name)!r}" for name in names]
+
+
+def _flat(value: object, name: str = "") -> dict[str, object]:
+    """Nested dicts and lists as one dict, its keys like `corpus.sources.0.path`."""
+    if not isinstance(value, (dict, list)):
+        return {name: value}
+    items = value.items() if isinstance(value, dict) else enumerate(value)
+    return {key: leaf for part, child in items for key, leaf in _flat(child, f"{name}.{part}".lstrip(".")).items()}
+
+
+def check_writable(folder: Path) -> None:
+    """Refuse a folder in which no file can be written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ConfigError(f"cannot write to {folder} ({error.strerror}); choose another run folder") from error
+
+
+def check_visible(folder: Path, shards: Sequence[Shard]) -> None:
+    """Refuse a folder in which this process does not see what the workers have written."""
+    missing = [shard.file for shard in shards if not (folder / shard.file).is_file()]
+    if missing:
+        raise ConfigError(
+            f"{len(missing)} shards written by workers cannot be seen in {folder}; "
+            "choose a run folder that all nodes of the cluster share"
+        )

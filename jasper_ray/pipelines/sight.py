@@ -1,0 +1,93 @@
+"""A run's images: prepared once; an eye for the student when a stage on them begins, and what that stage sees."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from jasper_ray.assets import locate
+from jasper_ray.assets.identity import folder_digest
+from jasper_ray.data import Images, PairManifest
+from jasper_ray.models.folder import VISION, load_student_folder, save_student
+from jasper_ray.models.student import give_sight
+from jasper_ray.models.vision import VisionSettings, read_preprocessing
+from jasper_ray.pipelines.heldout_pairs import HeldOutPairs, read_heldout_pairs
+from jasper_ray.pipelines.pairs import prepare_pairs
+from jasper_ray.pipelines.see import Seer
+from jasper_ray.pipelines.targets import TargetCache
+from jasper_ray.recipe import Recipe
+from jasper_ray.runs import RunFolder
+from jasper_ray.teachers import OWN, OwnTeacher
+
+logger = logging.getLogger(__name__)
+
+
+class Sight:
+    """The images of a run, and the eye that its student gets."""
+
+    def __init__(self, recipe: Recipe, images: Images, vision: VisionSettings, run: RunFolder) -> None:
+        self.recipe = recipe
+        self.images = images
+        self.vision = vision
+        self.run = run
+        self.manifest: PairManifest = prepare_pairs(images, run.pairs, recipe.seed)
+        self.heldout: HeldOutPairs | None = read_heldout_pairs(run.pairs, self.manifest.heldout, images)
+        tell_pairs(self.manifest)
+
+    def identity(self) -> dict[str, Any]:
+        """What decides, beside the student and the stage, what a stage on images makes."""
+        return {
+            "vision": self.vision.model_dump(mode="json"),
+            "tower": tower_weights(self.vision),
+            "images": self.manifest.fingerprint,
+        }
+
+    def student(self, before: Path, place: Path, remote: Callable[..., Any]) -> Path:
+        """The student that a stage on images begins with: `before`, or that with an eye, written to `place`."""
+        if (before / VISION).is_dir():
+            return before
+        if not place.is_dir():
+            remote(write_sight, before, self.vision, self.recipe.seed, place)
+        return place
+
+    def seer(self, start: Path) -> Seer:
+        """What makes pixels and captions' vectors for a stage that begins with the student in `start`."""
+        targets = self.run.targets(self.recipe)
+        return Seer(
+            pairs=self.run.pairs,
+            teacher=OwnTeacher(start, self.images.pool),
+            cache=TargetCache(targets / f"{OWN}-{folder_digest(start)[:12]}") if targets else None,
+            preprocessing=read_preprocessing(start / VISION),
+            pixel_limit=self.images.pixel_limit,
+            decoders=self.images.decoders,
+        )
+
+
+def open_sight(recipe: Recipe, run: RunFolder) -> Sight | None:
+    """The images of the recipe; None when it has none."""
+    if recipe.images is None or recipe.student.vision is None:
+        return None
+    return Sight(recipe, recipe.images, recipe.student.vision, run)
+
+
+def write_sight(before: Path, vision: VisionSettings, seed: int, place: Path) -> None:
+    """Write the student of `before` with an eye."""
+    student, tokenizer, card = load_student_folder(before)
+    save_student(give_sight(student, tokenizer, vision, seed), tokenizer, card, place)
+
+
+def tower_weights(vision: VisionSettings) -> str | None:
+    """What identifies the weights that the tower starts with where they lie in a folder, whose contents may change."""
+    if vision.base is None:
+        return None
+    location = Path(locate(vision.base, vision.revision))
+    return folder_digest(location) if location.is_dir() else None
+
+
+def tell_pairs(manifest: PairManifest) -> None:
+    """Say how many pairs there are."""
+    train, heldout = (sum(shard.rows for shard in shards) for shards in (manifest.train, manifest.heldout))
+    set_aside = sum(manifest.rejected.values())
+    logger.info("images  %d training pairs, %d held out, %d set aside", train, heldout, set_aside)

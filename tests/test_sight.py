@@ -1,0 +1,169 @@
+"""The stage in which a student learns to see, under Ray Train and DeepSpeed: what trains, and that nothing is lost."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from small_run import LOSSES, SmallRun, changed, kill_a_worker_after, metrics, stage, weights
+
+from jasper_ray import load_student
+from jasper_ray.assets import locate
+from jasper_ray.data.order import batches_in_pass
+from jasper_ray.data.pair_shards import PairManifest
+from jasper_ray.data.pairs import Images
+from jasper_ray.distill import stream_rows
+from jasper_ray.evaluation import evaluate, load_sets, read_sets
+from jasper_ray.models.folder import VISION
+from jasper_ray.models.vision import VisionSettings, read_preprocessing
+from jasper_ray.pipelines.heldout_pairs import measure_recall, read_heldout_pairs
+from jasper_ray.pipelines.pairs import prepare_pairs
+from jasper_ray.pipelines.see import Seer
+from jasper_ray.pipelines.session import ray_session
+from jasper_ray.pipelines.sight import write_sight
+from jasper_ray.pipelines.targets import TargetCache
+from jasper_ray.pipelines.tower_ridge import measure_tower_ridge
+from jasper_ray.recipe import Stage
+from jasper_ray.runs import StageFolder
+from jasper_ray.teachers import OwnTeacher
+from jasper_ray.training.feed import ImageFeed
+from jasper_ray.training.job import StageJob
+from jasper_ray.training.stage import run_stage
+
+pytestmark = pytest.mark.slow
+
+TEXTS = ["the number three", "a sentence about something else entirely", ""]
+
+
+class SeeingRun(SmallRun):
+    """Handwritten digits, and a student that has just been given an eye."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        sources = [{"path": "sklearn:digits/train", "format": "folder", "limit": 300}]
+        self.images = Images.model_validate(
+            {"sources": sources, "holdout": 0.2, "shard_rows": 40, "decoders": {"cpus": 0.1}, "pool": {"cpus": 0.2}}
+        )
+        sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+        architecture = {"model_type": "siglip_vision_model", "image_size": 16, "patch_size": 8, **sizes}
+        self.vision = VisionSettings.model_validate(
+            {"architecture": architecture, "preprocessing": {"size": 16}, "image_tokens": 3, "projector": "linear"}
+        )
+        self.pairs = folder / "pairs"
+        self.manifest: PairManifest = prepare_pairs(self.images, self.pairs, seed=5)
+        self.blind, self.start = self.start, folder / "sight"
+        write_sight(self.blind, self.vision, 5, self.start)
+
+    def seer(self, cache: TargetCache | None = None) -> Seer:
+        preprocessing = read_preprocessing(self.start / VISION)
+        teacher = OwnTeacher(self.start, self.images.pool)
+        return Seer(self.pairs, teacher, cache, preprocessing, self.images.pixel_limit, self.images.decoders)
+
+    def see(self, name: str, cache: TargetCache | None = None, **settings: Any) -> StageFolder:
+        """Run one stage on images and return its folder."""
+        usual = {"data": "images", "train": ["vision.*"], "losses": {48: LOSSES, 16: LOSSES}, "reduction": "mean"}
+        chosen = Stage.model_validate(stage(name, **{**usual, "learning_rate": 1e-3, **settings}))
+        folder = StageFolder(self.folder / "stages" / name)
+        shards = self.manifest.train
+        job = StageJob(
+            stage=chosen,
+            start=self.start,
+            folder=folder,
+            total_steps=chosen.total_steps(batches_in_pass(shards, chosen.batch_size)),
+            feed=ImageFeed(self.vision.image_tokens, self.recipe.student.heads),
+            dropout=0.0,
+            seed=5,
+        )
+        run_stage(job, partial(stream_rows, self.seer(cache), shards, job))
+        return folder
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SeeingRun]:
+    with ray_session(cpus=4, gpus=0):
+        yield SeeingRun(tmp_path_factory.mktemp("seeing"))
+
+
+@pytest.fixture(scope="module")
+def one_worker(run: SeeingRun) -> StageFolder:
+    return run.see("one-worker")
+
+
+def test_two_workers_equal_one(run: SeeingRun, one_worker: StageFolder) -> None:
+    two = run.see("two-workers", workers=2, zero=2)
+    alone, together = metrics(one_worker), metrics(two)
+    for name in ("total", "cosine/48", "cosine/16", "similarity/16", "relative_similarity/48"):
+        assert [record[name] for record in together] == pytest.approx([record[name] for record in alone], rel=1e-5)
+    expected, found = weights(one_worker.student), weights(two.student)
+    for name in expected:
+        torch.testing.assert_close(found[name], expected[name], rtol=1e-4, atol=1e-5)
+
+
+def test_only_the_eye_changes_and_texts_keep_their_vectors_to_the_bit(run: SeeingRun, one_worker: StageFolder) -> None:
+    different = changed(run.start, one_worker.student)
+    assert different
+    assert all(name.startswith(f"{VISION}:") for name in different)
+    # SigLIP's own head, which no token passes through, is kept as it was, and a key's bias has no gradient
+    kept = {name for name in weights(run.start) if name.startswith(f"{VISION}:")} - different
+    assert all(":head." in name or name.endswith("k_proj.bias") for name in kept)
+    before, after = load_student(run.blind).encode_heads(TEXTS), load_student(one_worker.student).encode_heads(TEXTS)
+    for dim in before:
+        np.testing.assert_array_equal(after[dim], before[dim])
+
+
+def test_a_projector_alone_can_learn(run: SeeingRun) -> None:
+    folder = run.see("projector", train=["vision.projector.*"])
+    assert changed(run.start, folder.student) == {f"{VISION}:weight", f"{VISION}:bias"}
+
+
+def test_a_killed_worker_is_replaced_and_the_result_is_the_same(run: SeeingRun) -> None:
+    with ThreadPoolExecutor(1) as thread:
+        death = thread.submit(kill_a_worker_after, run.folder / "stages" / "killed" / "checkpoints", 10)
+        killed = run.see("killed", steps=40, checkpoint_every=5)
+        death.result()  # raises when there was no worker left to kill
+    whole = run.see("not-killed", steps=40, checkpoint_every=5)
+    assert [record["step"] for record in metrics(killed)] == list(range(40))
+    assert changed(killed.student, whole.student) == set()
+
+
+def test_captions_vectors_come_from_the_cache_the_second_time(run: SeeingRun, tmp_path: Path) -> None:
+    cache = TargetCache(tmp_path / "own")
+    live, first = metrics(run.see("live")), metrics(run.see("first", cache))
+    written = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "own").iterdir()}
+    again = metrics(run.see("again", cache))
+    assert written == {path.name: path.stat().st_mtime_ns for path in (tmp_path / "own").iterdir()}
+    assert sum(record["labelled/own"] for record in first) == sum(record["labelled/own"] for record in live) > 0
+    assert sum(record["labelled/own"] for record in again) == 0
+    assert [record["total"] for record in again] == pytest.approx([record["total"] for record in live], rel=1e-6)
+    assert all(record["decoding_processors"] > 0 for record in again)
+
+
+def test_seeing_pays(run: SeeingRun, tmp_path: Path) -> None:
+    """Some passes over real digits tell them apart far better than chance, on images that were not trained on."""
+    learned = run.see("learned", steps=150, batch_size=32, learning_rate=3e-3)
+    listed = tmp_path / "sets.json"
+    images = {"path": "sklearn:digits/test", "format": "folder", "caption": "label"}
+    listed.write_text(
+        json.dumps([{"type": "zero_shot", "name": "d", "images": images, "templates": ["the number {}"]}])
+    )
+    encoder = load_student(learned.student)
+    scores = evaluate(encoder, read_sets(load_sets(listed)))
+    assert {score.dim for score in scores} == {48, 16}
+    assert min(score.value for score in scores) > 25  # of 100; chance is 10
+    pairs = read_heldout_pairs(run.pairs, run.manifest.heldout, run.images)
+    assert pairs is not None
+    after, before = measure_recall(encoder, pairs), measure_recall(load_student(run.start), pairs)
+    assert sum(score.value for score in after) > sum(score.value for score in before)
+    ridge = measure_tower_ridge("ridge", run.start, run.seer().label_shards(run.manifest.train), pairs, threads=1)
+    assert {(record.dim, record.metric) for record in ridge} == {(score.dim, score.metric) for score in after}
+
+
+def test_the_digits_are_where_the_recipe_says() -> None:
+    assert len(list(Path(locate("sklearn:digits/test")).glob("*.png"))) == 355
