@@ -13,18 +13,14 @@ from typing import Any
 import ray
 from ray.data import Dataset
 
-from jasper_ray.assets import locate
-from jasper_ray.assets.identity import folder_digest
-from jasper_ray.config import ConfigError
+from jasper_ray.checks import check_batches, check_measuring, check_patterns
 from jasper_ray.data import Manifest, Shard, check_pair_sources
 from jasper_ray.data.checking import check_sources
 from jasper_ray.data.order import batches_in_pass, left_over, plan_visits
-from jasper_ray.dry_run import check_patterns, least_resources
-from jasper_ray.evaluation import Scoreboard, SetData, check_prompts, needs_vision, read_sets
-from jasper_ray.models.folder import StudentCard, save_student
-from jasper_ray.models.loading import load_tokenizer
-from jasper_ray.models.student import build_student
-from jasper_ray.pipelines.corpus import prepare_corpus
+from jasper_ray.data.shards import first_rows
+from jasper_ray.dry_run import least_resources
+from jasper_ray.evaluation import Scoreboard, SetData, of_texts, read_sets
+from jasper_ray.pipelines.corpus import prepare_corpus, tell_corpus
 from jasper_ray.pipelines.heads import fit_heads
 from jasper_ray.pipelines.heldout import HeldOut, label_heldout
 from jasper_ray.pipelines.heldout_pairs import HeldOutPairs
@@ -33,6 +29,7 @@ from jasper_ray.pipelines.measure import measure_student, measure_teachers
 from jasper_ray.pipelines.see import Seer
 from jasper_ray.pipelines.session import ray_session
 from jasper_ray.pipelines.sight import Sight, open_sight
+from jasper_ray.pipelines.start import base_weights, write_start
 from jasper_ray.pipelines.targets import TargetCache
 from jasper_ray.pipelines.tower_ridge import measure_tower_ridge
 from jasper_ray.recipe import Recipe, RidgeHeads, Stage
@@ -72,25 +69,6 @@ def distill(recipe: Recipe, folder: Path) -> Finished:
     run.open(teachers)
     with run.locked(), ray_session(*least_resources(recipe)):
         return Distillation(pinned(recipe, teachers), run, teachers, sets).finish()
-
-
-def check_measuring(recipe: Recipe, sets: Sequence[SetData]) -> None:
-    """Refuse sets that ask for prompts which the student or a teacher does not have: days later is too late."""
-    check_prompts(recipe.student.prompts, sets, "the student")
-    of_images = [data.name for data in sets if needs_vision(data)]
-    if of_images and not recipe.student.vision:
-        raise ConfigError(
-            f"the evaluation sets {', '.join(of_images)} are of images, and no stage teaches the student to see; "
-            "add student.vision, images and such a stage, or leave these sets out"
-        )
-    if recipe.evaluation.teachers:
-        for teacher in recipe.teachers:
-            check_prompts(teacher.prompts, of_texts(sets), f"teacher {teacher.name!r}")
-
-
-def of_texts(sets: Sequence[SetData]) -> list[SetData]:
-    """The sets that an encoder without vision can be measured on."""
-    return [data for data in sets if not needs_vision(data)]
 
 
 def pinned(recipe: Recipe, teachers: Sequence[dict[str, Any]]) -> Recipe:
@@ -275,52 +253,11 @@ class Distillation:
         return ray.get(task.remote(*arguments))
 
 
-def check_batches(recipe: Recipe, data: str, shards: Sequence[Shard]) -> None:
-    """Refuse data too little for a batch, before a teacher is loaded."""
-    for stage in recipe.stages:
-        if stage.data == data:
-            batches_in_pass(shards, stage.batch_size, stage.data)
-
-
-def write_start(recipe: Recipe, folder: Path) -> None:
-    """The student with random heads."""
-    body = recipe.student.body
-    tokenizer = load_tokenizer(locate(body.base, body.revision), body.revision)
-    card = StudentCard(
-        max_length=recipe.student.max_length, prompts=recipe.student.prompts, default_head=recipe.student.first_shown
-    )
-    save_student(build_student(recipe.student, recipe.seed), tokenizer, card, folder)
-
-
-def base_weights(recipe: Recipe) -> str | None:
-    """What identifies the weights that the body starts with where they lie in a folder, whose contents may change."""
-    body = recipe.student.body
-    location = Path(locate(body.base, body.revision))
-    return folder_digest(location) if location.is_dir() and not body.random_weights else None
-
-
 def stream_rows(source: Source, shards: Sequence[Shard], job: StageJob, first_step: int) -> Dataset:
     """The labelled rows of a stage from `first_step` on, in the blocks that its workers take in turn."""
     span = {"first_step": first_step, "last_step": job.total_steps}
     visits = plan_visits(shards, seed=job.seed, batch_size=job.stage.batch_size, **span)
     return source.stream(list(visits), job.stage.micro_rows)
-
-
-def first_rows(shards: Sequence[Shard], rows: int) -> list[Shard]:
-    """The first shards that together hold at least `rows` texts; all when there are fewer."""
-    taken: list[Shard] = []
-    for shard in shards:
-        if sum(each.rows for each in taken) >= rows:
-            break
-        taken.append(shard)
-    return taken
-
-
-def tell_corpus(manifest: Manifest) -> None:
-    """Say how many texts there are."""
-    train = sum(shard.rows for shard in manifest.train)
-    heldout = sum(shard.rows for shard in manifest.heldout)
-    logger.info("corpus  %d training texts in %d shards, %d held out", train, len(manifest.train), heldout)
 
 
 def tell_steps(stage: Stage, steps: int, shards: Sequence[Shard]) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import fnmatch
-
-from jasper_ray.config import ConfigError
+from jasper_ray.checks import check_patterns, students
 from jasper_ray.models.student import Student, meta_student
 from jasper_ray.pool import ActorPool
 from jasper_ray.recipe import Recipe, Stage, dump_recipe
@@ -14,39 +12,6 @@ SPARE_CPUS = 0.5
 """For reading and cutting shards, beside what teachers and trainers reserve."""
 ADAM_BYTES = 8
 """Two fp32 moments a parameter that learns."""
-
-
-def check_patterns(recipe: Recipe) -> None:
-    """Refuse a stage whose patterns match nothing, or that trains a head its losses do not reach, and heads that no
-    stage trains.
-
-    Raises:
-        ConfigError: names the stage and the pattern or head.
-    """
-    reached: set[int] = set()
-    shapes = students(recipe)
-    for number, stage in enumerate(recipe.stages):
-        student = shapes[stage.data]
-        try:
-            names = student.trainable_names(stage.train)
-        except ConfigError as error:
-            raise ConfigError(f"stages.{number}.{error}") from error
-        if stage.data == "texts":
-            reached |= {dim for dim in stage.losses if f"heads.{dim}.weight" in names}
-        named = {pattern for pattern in stage.train if pattern.startswith("heads.")}
-        for dim in student.dims:
-            explicit = any(fnmatch.fnmatch(f"heads.{dim}.weight", pattern) for pattern in named)
-            if explicit and f"heads.{dim}.weight" in names and dim not in stage.losses:
-                raise ConfigError(
-                    f"stages.{number}.train: head {dim} is trained, but no loss of stage {stage.name!r} reaches it; "
-                    "give it losses, or leave it out of train"
-                )
-    for dim in recipe.student.heads:
-        if dim not in reached:
-            raise ConfigError(
-                f"stages: no stage both trains head {dim} and gives it losses, so it would stay as it starts; "
-                f'add "heads.{dim}.*" to the train of a stage whose losses name it'
-            )
 
 
 def describe(recipe: Recipe) -> str:
@@ -66,11 +31,6 @@ def parameters(student: Student) -> str:
         return f"{millions(total)} parameters"
     eye = sum(p.numel() for p in student.vision.parameters())
     return f"{millions(total)} parameters, {millions(eye)} of them its eye"
-
-
-def students(recipe: Recipe) -> dict[str, Student]:
-    """The student as stages load it, on the meta device, by what they see."""
-    return {data: meta_student(recipe.student, sees=data == "images") for data in {s.data for s in recipe.stages}}
 
 
 def stage_table(recipe: Recipe) -> list[str]:

@@ -18,9 +18,10 @@ from torch import Tensor
 from jasper_ray.assets import locate
 from jasper_ray.data import load_manifest
 from jasper_ray.data.order import batches_in_pass
-from jasper_ray.distill import stream_rows, write_start
+from jasper_ray.distill import stream_rows
 from jasper_ray.pipelines.corpus import prepare_corpus
 from jasper_ray.pipelines.label import Labeller
+from jasper_ray.pipelines.start import write_start
 from jasper_ray.recipe import Recipe, Stage, parse_recipe
 from jasper_ray.runs import StageFolder
 from jasper_ray.teachers import Teacher

@@ -19,13 +19,14 @@ from jasper_ray.benchmarks.work import Work
 from jasper_ray.data import Shard
 from jasper_ray.data.columns import vector_column
 from jasper_ray.data.order import Visit, plan_visits
-from jasper_ray.distill import stream_rows, write_start
+from jasper_ray.distill import stream_rows
 from jasper_ray.dry_run import least_resources
 from jasper_ray.models.folder import load_student_folder
 from jasper_ray.pipelines.corpus import prepare_corpus
 from jasper_ray.pipelines.label import Labeller, LabelShard
 from jasper_ray.pipelines.session import ray_session
 from jasper_ray.pipelines.shards import Batch, ReadShard, ReadTargets, arrange
+from jasper_ray.pipelines.start import write_start
 from jasper_ray.pipelines.targets import TargetCache
 from jasper_ray.runs import StageFolder
 from jasper_ray.training.feed import TextFeed

@@ -10,7 +10,7 @@ folder/manifest.json             written last: it marks a finished corpus
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -130,3 +130,13 @@ def _framed(values: Iterable[str | None]) -> Iterable[bytes]:
     for value in values:
         data = b"" if value is None else value.encode()
         yield b"-," if value is None else b"%d:%b," % (len(data), data)
+
+
+def first_rows(shards: Sequence[Shard], rows: int) -> list[Shard]:
+    """The first shards that together hold at least `rows` texts; all when there are fewer."""
+    taken: list[Shard] = []
+    for shard in shards:
+        if sum(each.rows for each in taken) >= rows:
+            break
+        taken.append(shard)
+    return taken

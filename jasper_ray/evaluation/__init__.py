@@ -11,7 +11,7 @@ from jasper_ray.evaluation.report import render
 from jasper_ray.evaluation.scoreboard import Scoreboard
 from jasper_ray.evaluation.scores import MetricName, Record, Score, as_scores, label, load, save
 from jasper_ray.evaluation.scoring import check, check_prompts, evaluate, unseen
-from jasper_ray.evaluation.set_data import SetData, needs_vision
+from jasper_ray.evaluation.set_data import SetData, needs_vision, of_texts
 from jasper_ray.evaluation.sets import EvaluationSet
 
 __all__ = [
@@ -31,6 +31,7 @@ __all__ = [
     "load",
     "load_sets",
     "needs_vision",
+    "of_texts",
     "read_sets",
     "recalls",
     "render",

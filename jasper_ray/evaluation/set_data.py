@@ -120,3 +120,8 @@ def contents(sets: Sequence[SetData]) -> str:
 def _plain(value: Any) -> Any:
     """What JSON has no form for, in one: an array as a list, an image as its hash."""
     return hashlib.sha256(value).hexdigest() if isinstance(value, bytes) else value.tolist()
+
+
+def of_texts(sets: Sequence[SetData]) -> list[SetData]:
+    """The sets that an encoder without vision can be measured on."""
+    return [data for data in sets if not needs_vision(data)]

@@ -9,6 +9,7 @@ happens to a row depends on its hash alone, so each pass sees the same rows and 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,6 +24,8 @@ from jasper_ray.pipelines.counting import SourceReport, count_sources
 from jasper_ray.pipelines.prepared import check_visible, check_writable, setting_differences
 from jasper_ray.pipelines.session import plain_errors
 from jasper_ray.pipelines.sharding import Mixture, Written, write_heldout, write_train
+
+logger = logging.getLogger(__name__)
 
 
 def prepare_corpus(corpus: Corpus, folder: str | Path, seed: int) -> Manifest:
@@ -127,3 +130,10 @@ def _check_written(
 
 def _describe(report: SourceReport) -> str:
     return ", ".join(f"{count} {name}" for name, count in report.counts.items() if count)
+
+
+def tell_corpus(manifest: Manifest) -> None:
+    """Say how many texts there are."""
+    train = sum(shard.rows for shard in manifest.train)
+    heldout = sum(shard.rows for shard in manifest.heldout)
+    logger.info("corpus  %d training texts in %d shards, %d held out", train, len(manifest.train), heldout)
