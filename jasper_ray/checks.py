@@ -10,7 +10,7 @@ from jasper_ray.data import Shard
 from jasper_ray.data.order import batches_in_pass
 from jasper_ray.evaluation import SetData, check_prompts, needs_vision, of_texts
 from jasper_ray.models.student import Student, meta_student
-from jasper_ray.recipe import Recipe
+from jasper_ray.recipe import Recipe, Stage
 
 
 def check_patterns(recipe: Recipe) -> None:
@@ -28,6 +28,7 @@ def check_patterns(recipe: Recipe) -> None:
             names = student.trainable_names(stage.train)
         except ConfigError as error:
             raise ConfigError(f"stages.{number}.{error}") from error
+        check_checkpointing(stage, student)
         if stage.data == "texts":
             reached |= {dim for dim in stage.losses if f"heads.{dim}.weight" in names}
         named = {pattern for pattern in stage.train if pattern.startswith("heads.")}
@@ -43,6 +44,16 @@ def check_patterns(recipe: Recipe) -> None:
             raise ConfigError(
                 f"stages: no stage both trains head {dim} and gives it losses, so it would stay as it starts; "
                 f'add "heads.{dim}.*" to the train of a stage whose losses name it'
+            )
+
+
+def check_checkpointing(stage: Stage, student: Student) -> None:
+    """Refuse gradient checkpointing for a model that does not know it."""
+    parts = [student.body, *([student.vision.tower] if student.vision else [])]
+    for part in parts:
+        if stage.gradient_checkpointing and not part.supports_gradient_checkpointing:
+            raise ConfigError(
+                f"stage {stage.name!r}: {type(part).__name__} does not know gradient_checkpointing; set it to false"
             )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from jasper_ray.checks import check_patterns, students
 from jasper_ray.models.student import Student, meta_student
-from jasper_ray.pool import ActorPool
+from jasper_ray.pool import Pool
 from jasper_ray.recipe import Recipe, Stage, dump_recipe
 
 GIB = 2**30
@@ -87,14 +87,16 @@ def least_resources(recipe: Recipe) -> tuple[float, float]:
 def stage_resources(recipe: Recipe, stage: Stage) -> tuple[float, float]:
     """CPUs and GPUs that a stage's workers and the pools that feed them reserve at least."""
     images = recipe.images if stage.data == "images" else None
-    pools = [images.pool, images.decoders] if images else [teacher.pool for teacher in recipe.teachers]
+    pools: list[Pool] = [teacher.pool for teacher in recipe.teachers]
+    if images:
+        pools = [images.pool, images.decoders]
     cpus = stage.workers * stage.cpus_per_worker + sum(pool.min_size * pool.cpus for pool in pools)
-    gpus = stage.workers * stage.gpus_per_worker + sum(pool.min_size * pool.gpus for pool in pools)
+    gpus = stage.workers * stage.gpus_per_worker + sum(pool.min_size * pool.gpus_per_copy for pool in pools)
     return cpus, gpus
 
 
-def pool_line(name: str, pool: ActorPool) -> str:
-    return f"{name}: {copies(pool.min_size, pool.max_size)}, each {reserve(pool.cpus, pool.gpus)}"
+def pool_line(name: str, pool: Pool) -> str:
+    return f"{name}: {copies(pool.min_size, pool.max_size)}, each {reserve(pool.cpus, pool.gpus_per_copy)}"
 
 
 def workers(stage: Stage) -> str:

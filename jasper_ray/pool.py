@@ -1,4 +1,4 @@
-"""How many copies of an encoder run at once, and what each reserves."""
+"""How many copies of an actor run at once, and what each reserves."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from pydantic import Field, model_validator
 from jasper_ray.config import ConfigError, Settings
 
 
-class ActorPool(Settings):
-    """How many copies of an encoder run, and what each takes."""
+class Pool(Settings):
+    """How many copies of an actor run, and what each takes of the processors."""
 
     min_size: int = Field(default=1, ge=1)
     """Copies that always run."""
@@ -16,16 +16,30 @@ class ActorPool(Settings):
     """Copies at most; Ray adds them while rows queue up."""
     cpus: float = Field(default=1.0, ge=0)
     """Processors reserved for a copy."""
+
+    @model_validator(mode="after")
+    def _min_is_not_above_max(self) -> Pool:
+        if self.min_size > self.max_size:
+            raise ConfigError(f"min_size {self.min_size} is above max_size {self.max_size}; change one of the two")
+        return self
+
+    @property
+    def gpus_per_copy(self) -> float:
+        """GPUs reserved for a copy."""
+        return 0.0
+
+
+class ActorPool(Pool):
+    """A pool of copies of an encoder."""
+
     gpus: float = Field(default=0.0, ge=0)
     """GPUs reserved for a copy; a fraction shares one."""
     threads: int | None = Field(default=None, ge=1)
     """Threads that torch uses in a copy on the CPU; `cpus`, at least 1, when left out."""
 
-    @model_validator(mode="after")
-    def _min_is_not_above_max(self) -> ActorPool:
-        if self.min_size > self.max_size:
-            raise ConfigError(f"min_size {self.min_size} is above max_size {self.max_size}; change one of the two")
-        return self
+    @property
+    def gpus_per_copy(self) -> float:
+        return self.gpus
 
     @property
     def torch_threads(self) -> int:

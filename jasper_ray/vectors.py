@@ -4,7 +4,12 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
+
+Dtype = Literal["float32", "bfloat16", "float16"]
+"""Precision in which a model computes."""
 
 
 def normalise(x_ND: np.ndarray) -> np.ndarray:

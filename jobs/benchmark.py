@@ -41,8 +41,8 @@ def arguments() -> argparse.Namespace:
         "train", parents=[common], help="a recipe's stages alone, and their share of the device"
     )
     of_train.add_argument("--recipe", default="quickstart", help="whose student and stages (quickstart)")
-    of_train.add_argument("--batch", type=int, help="texts in a step, all in one pass (the stage's micro-batch)")
-    of_train.add_argument("--tokens", type=int, help="tokens of every text (the student's max_length)")
+    of_train.add_argument("--batch", type=int, help="rows in a step, all in one pass (the stage's micro-batch)")
+    of_train.add_argument("--tokens", type=int, help="tokens of every text (max_length); an image has its own")
     of_train.add_argument("--steps", type=int, default=10, help="timed steps of a stage (default 10)")
     of_train.add_argument("--peak", type=float, metavar="TFLOPS", help="of the device (measured when left out)")
     of_train.add_argument("--threads", type=int, default=os.cpu_count(), help="torch's threads on processors")

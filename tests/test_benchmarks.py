@@ -128,6 +128,23 @@ def test_a_stage_alone_steps_at_some_share_of_what_the_device_can_do() -> None:
 
 
 @pytest.mark.slow
+def test_a_stage_on_images_alone_steps_and_says_what_decoding_takes() -> None:
+    quickstart = load_recipe("quickstart")
+    sight = quickstart.stages[-1]
+    losses = {FULL: sight.losses[1152]}
+    recipe = quickstart.model_copy(
+        update={
+            "student": tiny_student().model_copy(update={"vision": quickstart.student.vision}),
+            "stages": (Stage.model_validate({**sight.model_dump(), "losses": losses, "precision": "bf16"}),),
+        }
+    )
+    (record,) = benchmark_train(recipe, batch=4, tokens=TOKENS, steps=2, threads=1, peak_tflops=None)
+    assert record["learns_m"] == pytest.approx(0.62, abs=0.01)
+    assert record["decoding_cpus"] == pytest.approx(record["rows_per_s"] / record["decoded_per_s"])
+    assert 0 < record["share_of_peak"] < 1
+
+
+@pytest.mark.slow
 def test_every_line_of_a_stream_is_accounted_for(tmp_path: Path) -> None:
     (record,) = benchmark_stream(4 * BATCH, tmp_path)
     assert record["unaccounted"] == 0

@@ -147,6 +147,55 @@ def test_a_finished_run_does_nothing_again(job: Path) -> None:
     assert "second  finished before" in out
 
 
+def taught_to_see(folder: Path) -> dict[str, Any]:
+    """The recipe with a stage on images more."""
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    architecture = {"model_type": "siglip_vision_model", "image_size": 16, "patch_size": 8, **sizes}
+    losses = {dim: {"cosine": 10, "similarity": 200, "relative_similarity": 20} for dim in (48, 16)}
+    sight = {"data": "images", "train": ["vision.*"], "losses": losses, "steps": 60, "checkpoint_every": 10}
+    values = recipe_values(folder, FIRST, SECOND, stage("sight", **sight))
+    values["student"]["vision"] = {"architecture": architecture, "preprocessing": {"size": 16}, "image_tokens": 3}
+    values["images"] = {
+        "sources": [{"format": "folder", "path": "sklearn:digits/train", "limit": 200}],
+        "holdout": 0.2,
+        "shard_rows": 40,
+        "decoders": {"cpus": 0.1},
+        "pool": {"cpus": 0.2},
+    }
+    return values
+
+
+def test_a_finished_student_is_taught_to_see_in_the_same_folder_and_resumes(job: Path) -> None:
+    run = job / "run"
+    texts = ["a sentence", "another one, somewhat longer than the first"]
+    before, trained = load_student(run / "student").encode_heads(texts), times(run)
+    (job / "recipe.yaml").write_text(yaml.safe_dump(taught_to_see(job)), encoding="utf-8")
+    first = start(job)
+    while len(steps(run, "3-sight")) < 25:
+        assert first.poll() is None, first.stdout.read() if first.stdout else ""
+        time.sleep(0.1)
+    os.killpg(first.pid, signal.SIGKILL)
+    first.wait()
+    seen = steps(run, "3-sight")[:20]
+    again = start(job)
+    out, _ = again.communicate(timeout=400)
+    assert again.returncode == 0, out
+    assert {path: times(run)[path] for path in trained} == trained
+    assert steps(run, "3-sight")[:20] == seen  # to the microsecond: these steps were not made again
+    assert [record["step"] for record in steps(run, "3-sight")] == list(range(60))
+    student = load_student(run / "student")
+    assert student.sees
+    for dim, vectors in student.encode_heads(texts).items():
+        np.testing.assert_array_equal(vectors, before[dim])
+    recalled = {record.moment for record in load(run / "evaluation.json") if record.metric == "i2t@10"}
+    assert recalled == {"3-sight start", "3-sight", "tower ridge"}
+
+
+def times(run: Path) -> dict[Path, int]:
+    """When the weights of the stages on texts were written."""
+    return {path: path.stat().st_mtime_ns for path in run.glob("stages/[012]-*/student/**/*.safetensors")}
+
+
 def test_a_run_whose_teachers_changed_does_not_continue(job: Path) -> None:
     values = recipe_values(job, FIRST, SECOND)
     values["teachers"][1]["prompt"] = "passage: "

@@ -105,6 +105,25 @@ def test_a_changed_beginning_changes_everything(values: dict[str, Any]) -> None:
 # ---- Opening ----
 
 
+def test_only_the_stage_on_images_depends_on_what_is_seen(values: dict[str, Any]) -> None:
+    architecture = {"model_type": "siglip_vision_model"}
+    values["images"] = {"sources": [{"format": "folder", "path": "sklearn:digits/train"}]}
+    values["student"]["vision"] = {"architecture": architecture, "preprocessing": {"size": 224}, "image_tokens": 4}
+    sight = stage("sight", data="images", train=["vision.*"])
+    read = prints(recipe_like(values, "first", "second"))
+    values["stages"].append(sight)
+    one, other = (stage_fingerprints(recipe(values), TEACHERS, "c", None, {"images": name}) for name in ("x", "y"))
+    assert one[:3] == other[:3] == read
+    assert one[3] != other[3]
+
+
+def recipe_like(values: dict[str, Any], *stages: str) -> dict[str, Any]:
+    """The same recipe before it was taught to see."""
+    student = {key: value for key, value in values["student"].items() if key != "vision"}
+    kept = {key: value for key, value in values.items() if key != "images"}
+    return {**kept, "student": student, "stages": [stage(name) for name in stages]}
+
+
 def test_a_run_folder_says_what_runs_in_it(values: dict[str, Any], tmp_path: Path) -> None:
     run = RunFolder(tmp_path / "below" / "run")
     run.open(TEACHERS)

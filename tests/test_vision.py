@@ -9,11 +9,12 @@ import copy
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 from sklearn.datasets import load_digits, load_sample_images
@@ -29,7 +30,7 @@ from jasper_ray.models.folder import StudentCard, load_student_folder, save_stud
 from jasper_ray.models.loading import load_tokenizer
 from jasper_ray.models.student import StudentSettings, build_student, give_sight, meta_student
 from jasper_ray.models.tokens import image_groups
-from jasper_ray.models.vision import VisionSettings, build_vision
+from jasper_ray.models.vision import VisionSettings, build_vision, pooled
 from jasper_ray.recipe import load_recipe
 
 BASE = "pypi:all-MiniLM-L6-v2"
@@ -121,9 +122,22 @@ def test_preprocessing_survives_the_words_of_transformers(fit: str) -> None:
     assert again.as_transformers() == preprocessing.as_transformers()
 
 
-def test_preprocessing_that_gives_no_square_is_refused() -> None:
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"size": {"longest_edge": 980}},
+        {"size": {"height": 256, "width": 256}, "do_center_crop": True, "crop_size": 224},
+        {"do_rescale": False},
+        {"do_resize": False},
+        {"resample": None},
+        {"image_mean": None},
+        {"rescale_factor": 1 / 127.5},
+    ],
+)
+def test_preprocessing_that_is_another_is_refused(change: dict[str, Any]) -> None:
+    config = {**Preprocessing(size=32).as_transformers(), **change}
     with pytest.raises(ConfigError, match=r"somewhere/preprocessor_config.json does not bring images to a .* square"):
-        from_transformers({"size": {"longest_edge": 980}}, "somewhere/preprocessor_config.json")
+        from_transformers(config, "somewhere/preprocessor_config.json")
 
 
 def test_a_strip_of_one_pixel_does_not_become_gigapixels() -> None:
@@ -157,6 +171,17 @@ def test_the_pooler_averages_tokens_and_channels(hidden_size: int) -> None:
         torch.testing.assert_close(vision(pixels_I3SS), expected)
 
 
+@pytest.mark.parametrize(("rows", "columns"), [(5, 48), (7, 80), (31, 20), (64, 33)])
+def test_the_pooler_and_its_gradient_are_those_of_torch(rows: int, columns: int) -> None:
+    tokens_ITC = torch.randn(2, 64, 33, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    weights = torch.randn(2, rows, columns, generator=torch.Generator().manual_seed(1))
+    expected = torch.nn.AdaptiveAvgPool2d((rows, columns))(tokens_ITC)
+    (gradient,) = torch.autograd.grad((expected * weights).sum(), tokens_ITC)
+    found = pooled(tokens_ITC, rows, columns)
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(torch.autograd.grad((found * weights).sum(), tokens_ITC)[0], gradient)
+
+
 def test_a_linear_projector_keeps_channels_apart_until_its_matrix() -> None:
     vision = build_vision(tower(projector="linear"), 80).eval()
     assert vision.projector is not None
@@ -181,6 +206,9 @@ def test_a_tower_that_does_not_fit_is_refused() -> None:
         build_vision(tower(image_tokens=17), 48)
     with pytest.raises(ConfigError, match=r"does not take images of 40 x 40 pixels .*change preprocessing.size"):
         build_vision(tower(preprocessing={"size": 40}), 48)
+    resnet = {"model_type": "resnet", "hidden_sizes": [8, 16], "depths": [1, 1], "embedding_size": 8}
+    with pytest.raises(ConfigError, match=r"the tower makes \(16, 4, 4\) numbers .* take a vision transformer"):
+        build_vision(tower(architecture=resnet), 48)
     with pytest.raises(ValueError, match="neither base nor both of architecture and preprocessing"):
         VisionSettings(image_tokens=4)
     with pytest.raises(ValueError, match=r"image_tokens is 30, .* more than student.max_length 32"):
@@ -238,6 +266,22 @@ def test_a_text_that_spells_an_images_marks_is_a_text(student: StudentEncoder) -
     assert groups[0].places_BT[0].nonzero().flatten().tolist() == [2, 3, 4, 5, 6]
 
 
+def test_a_turned_photograph_is_upright_however_it_comes(student: StudentEncoder, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    path = tmp_path / "turned.jpg"
+    Image.fromarray(load_sample_images().images[0]).save(path, exif=exif)
+    as_file, as_image = student.encode(images=[path, Image.open(path)])
+    np.testing.assert_allclose(as_file, as_image, atol=1e-6)
+
+
+def test_a_text_that_spells_a_mark_is_the_only_one_whose_vector_changes(student: StudentEncoder) -> None:
+    texts = ["plain", "< | image | >", "the <|image|> mark"]
+    before = blind()[0]
+    same = [(student.encode([text]) == before.encode([text])).all() for text in texts]
+    assert same == [True, True, False]
+
+
 def test_wrong_images_are_refused(student: StudentEncoder, tmp_path: Path) -> None:
     with pytest.raises(BadImage, match=r"nowhere.png' cannot be read \(No such file"):
         student.encode(images=[tmp_path / "nowhere.png"])
@@ -275,6 +319,11 @@ def test_an_eye_comes_back_from_its_folder_as_it_was(projector: str, tmp_path: P
     np.testing.assert_array_equal(again.encode(images=digits(3)), encoder.encode(images=digits(3)))
     assert again.student.vision is not None
     assert again.student.vision.preprocessing == settings.preprocessing
+
+
+def test_a_student_that_sees_loads_where_gradients_are_off(folder: Path) -> None:
+    with torch.inference_mode():
+        assert load_student(folder).sees
 
 
 def test_without_sight_the_eye_is_left_in_the_folder(folder: Path) -> None:

@@ -44,17 +44,17 @@ def falls_in_share(row_id: str, share: float, seed: int, purpose: str) -> bool:
 
 
 def is_held_out(row_id: str, holdout: float) -> bool:
-    """Whether a text is held out: its id as a number falls into the share. Runs with other seeds hold out the same."""
+    """Whether a text or image is held out: its id as a number falls into the share, whatever the seed."""
     return int(row_id, 16) < holdout * HASH_END
 
 
 def choice_hash(row_id: str, seed: int) -> int:
-    """The number that limits and weights choose by: a source keeps its texts with the smallest ones."""
+    """The number that limits and weights choose by: a source keeps its rows with the smallest ones."""
     return keyed_hash(row_id, seed, "choose")
 
 
 def sort_key(row_id: str, seed: int) -> int:
-    """The number that texts are sorted by, in place of shuffling; 63 bits, so that it fits a signed Arrow column."""
+    """The number that rows are sorted by, in place of shuffling; 63 bits, so that it fits a signed Arrow column."""
     return keyed_hash(row_id, seed, "sort") >> 1
 
 

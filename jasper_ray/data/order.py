@@ -1,4 +1,4 @@
-"""In which order a stage sees the training texts: a pure function of the corpus, the seed and the step.
+"""In which order a stage sees its rows, texts or pairs: a pure function of the shards, the seed and the step.
 
 One pass visits every shard once, in an order drawn for that pass, and each shard's rows in an order drawn for that
 visit. Batches are cut from that sequence one after the other; what is left at the end of a pass and fills no batch
@@ -41,7 +41,7 @@ def batches_in_pass(shards: Sequence[Shard], batch_size: int, unit: str = "texts
     """Whole batches in one pass; `unit` says in errors what the rows are.
 
     Raises:
-        ConfigError: there are fewer texts than one batch.
+        ConfigError: there are fewer rows than one batch.
     """
     rows = sum(shard.rows for shard in shards)
     if rows < batch_size:
@@ -52,7 +52,7 @@ def batches_in_pass(shards: Sequence[Shard], batch_size: int, unit: str = "texts
 
 
 def left_over(shards: Sequence[Shard], batch_size: int) -> int:
-    """Texts at the end of a pass that fill no batch, which the pass leaves out; each pass other ones."""
+    """Rows at the end of a pass that fill no batch, which the pass leaves out; each pass other ones."""
     return sum(shard.rows for shard in shards) - batches_in_pass(shards, batch_size) * batch_size
 
 

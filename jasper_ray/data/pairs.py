@@ -10,7 +10,8 @@ from pydantic import Field, field_validator
 from jasper_ray.config import ConfigError, Settings
 from jasper_ray.data.settings import path_title
 from jasper_ray.images.decode import PIXEL_LIMIT
-from jasper_ray.pool import ActorPool
+from jasper_ray.pool import ActorPool, Pool
+from jasper_ray.vectors import Dtype
 
 LARGEST_PIXEL_LIMIT = 89_478_485
 """Above so many pixels Pillow has warnings and limits of its own."""
@@ -101,10 +102,14 @@ class Images(Settings):
     """Pixels (width times height) of the largest image that is used."""
     bad_share: float = Field(default=0.1, ge=0, le=1)
     """Largest share of pairs that may be unusable and set aside; above it nothing is trained."""
-    decoders: ActorPool = ActorPool(max_size=4)
+    decoders: Pool = Pool(max_size=4)
     """Processes that decode images while a stage trains."""
     pool: ActorPool = ActorPool()
     """Copies of the student that make the captions' vectors."""
+    dtype: Dtype = "float32"
+    """Precision in which they compute; the vectors leave in float32."""
+    batch_size: int = Field(default=32, gt=0)
+    """Captions in one forward pass of theirs."""
 
 
 def is_inside(path: str) -> bool:

@@ -7,11 +7,11 @@ from pathlib import Path
 from jasper_ray.assets import locate
 from jasper_ray.encoders.base import Encoder
 from jasper_ray.encoders.hashing import HashEncoder
-from jasper_ray.encoders.sentence_transformer import Dtype, SentenceTransformerEncoder, load_sentence_transformer
+from jasper_ray.encoders.sentence_transformer import SentenceTransformerEncoder, load_sentence_transformer
 from jasper_ray.encoders.student import StudentEncoder, load_student
+from jasper_ray.vectors import Dtype
 
 __all__ = [
-    "Dtype",
     "Encoder",
     "HashEncoder",
     "SentenceTransformerEncoder",

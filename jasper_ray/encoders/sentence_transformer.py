@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -15,12 +15,10 @@ from jasper_ray.assets import locate
 from jasper_ray.config import ConfigError
 from jasper_ray.encoders.base import known_dim, prompt_text
 from jasper_ray.models.loading import first_line
-from jasper_ray.vectors import normalise
+from jasper_ray.vectors import Dtype, normalise
 
 if TYPE_CHECKING:  # importing it takes seconds; whoever only reads settings does not wait for it
     from sentence_transformers import SentenceTransformer
-
-Dtype = Literal["float32", "bfloat16", "float16"]
 
 
 class SentenceTransformerEncoder:

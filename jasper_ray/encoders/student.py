@@ -13,12 +13,11 @@ import torch
 
 from jasper_ray.config import ConfigError
 from jasper_ray.encoders.base import known_dim, with_prompt
-from jasper_ray.encoders.sentence_transformer import Dtype
 from jasper_ray.images import PIXEL_LIMIT, Picture, open_picture
 from jasper_ray.models.folder import StudentCard, load_student_folder
 from jasper_ray.models.student import Student
 from jasper_ray.models.tokens import TokenGroup, image_groups, length_groups
-from jasper_ray.vectors import normalise
+from jasper_ray.vectors import Dtype, normalise
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -137,8 +136,8 @@ class StudentEncoder:
     def _pixels(self, pictures: Sequence[Picture | None]) -> torch.Tensor:
         assert self.student.vision is not None
         preprocessing = self.student.vision.preprocessing
-        opened = [open_picture(picture, self.pixel_limit) for picture in pictures if picture is not None]
-        return torch.from_numpy(np.stack([preprocessing.pixels(image) for image in opened]))
+        found = [preprocessing.pixels(open_picture(p, self.pixel_limit)) for p in pictures if p is not None]
+        return torch.from_numpy(np.stack(found))
 
     @torch.inference_mode()
     def _heads(self, pooled_NH: torch.Tensor, dims: Sequence[int]) -> dict[int, np.ndarray]:

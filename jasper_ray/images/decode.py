@@ -53,21 +53,26 @@ def decode(data: bytes, pixel_limit: int = PIXEL_LIMIT) -> Image.Image:
     if not data:
         raise BadImage("the image has no bytes; write the file anew or leave it out", "empty")
     with _open(data) as image:
-        width, height = image.size
-        if width * height > pixel_limit:
-            raise BadImage(
-                f"the image has {width} x {height} pixels, more than {pixel_limit:,}; "
-                "leave it out, or raise pixel_limit where there is one",
-                "too_many_pixels",
-            )
-        try:
-            image.load()
-            rgb = as_rgb(image)
-            turn = _TURNED.get(_orientation(image) or 1)
-        except BadImage:
-            raise
-        except Exception as error:  # damaged files make Pillow's readers fail in any way
-            raise _broken(error) from error
+        return load(image, pixel_limit)
+
+
+def load(image: Image.Image, pixel_limit: int = PIXEL_LIMIT) -> Image.Image:
+    """`decode` for an image that Pillow has opened, whether its pixels are in memory already or not."""
+    width, height = image.size
+    if width * height > pixel_limit:
+        raise BadImage(
+            f"the image has {width} x {height} pixels, more than {pixel_limit:,}; "
+            "leave it out, or raise pixel_limit where there is one",
+            "too_many_pixels",
+        )
+    try:
+        image.load()
+        rgb = _rgb(image)
+        turn = _TURNED.get(_orientation(image) or 1)
+    except BadImage:
+        raise
+    except Exception as error:  # damaged files make Pillow's readers fail in any way
+        raise _broken(error) from error
     return rgb if turn is None else rgb.transpose(turn)
 
 
@@ -109,7 +114,7 @@ def _broken(error: object) -> BadImage:
     return BadImage(f"the image is damaged ({said}); write the file anew or leave it out", "broken")
 
 
-def as_rgb(image: Image.Image) -> Image.Image:
+def _rgb(image: Image.Image) -> Image.Image:
     """A decoded image in mode RGB: what is transparent on white, 16-bit values by their upper eight bits."""
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
         return _from_16_bits(image)

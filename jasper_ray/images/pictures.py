@@ -6,7 +6,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from jasper_ray.images.decode import PIXEL_LIMIT, BadImage, as_rgb, decode
+from jasper_ray.images.decode import PIXEL_LIMIT, BadImage, decode, load
 
 Picture = str | Path | bytes | Image.Image
 
@@ -18,7 +18,7 @@ def open_picture(picture: Picture, pixel_limit: int = PIXEL_LIMIT) -> Image.Imag
         BadImage: there is no such file, or there are no pixels to be had of it.
     """
     if isinstance(picture, Image.Image):
-        return as_rgb(picture)
+        return load(picture, pixel_limit)
     if isinstance(picture, bytes):
         return decode(picture, pixel_limit)
     try:

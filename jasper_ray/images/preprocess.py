@@ -103,23 +103,34 @@ def from_transformers(config: dict[str, Any], origin: str) -> Preprocessing:
     Raises:
         ConfigError: it says something else than one of the two ways of `Preprocessing`.
     """
+    cropping = bool(config.get("do_center_crop"))
     size, crop = config.get("size"), config.get("crop_size")
-    size = {"height": size, "width": size} if isinstance(size, int) and not config.get("do_center_crop") else size
-    shortest = size.get("shortest_edge") if isinstance(size, dict) else size
-    crop = {"height": crop, "width": crop} if isinstance(crop, int) else crop
-    square = crop if config.get("do_center_crop") else size
-    plain = config.get("do_normalize", True) and abs(config.get("rescale_factor", 1 / 255) * 255 - 1) < 1e-6
-    if not isinstance(square, dict) or "width" not in square or square["width"] != square.get("height") or not plain:
+    shorter = size.get("shortest_edge") if isinstance(size, dict) else size
+    side = side_of(crop if cropping else size)
+    names = {int(value): name for name, value in RESAMPLING.items()}
+    known = (
+        *(side, shorter if cropping else side, names.get(config.get("resample", int(Image.Resampling.BICUBIC)))),
+        *(config.get("image_mean"), config.get("image_std")),
+        *(config.get(name, True) for name in ("do_resize", "do_rescale", "do_normalize")),
+        abs((config.get("rescale_factor") or 1 / 255) * 255 - 1) < 1e-6,
+    )
+    if not all(known):
         raise ConfigError(
             f"{origin} does not bring images to a normalised square of fixed size; "
             "write the tower's preprocessing (size, fit, mean, std) into the recipe"
         )
-    names = {int(value): name for name, value in RESAMPLING.items()}
     return Preprocessing(
-        size=square["width"],
-        fit="crop" if config.get("do_center_crop") else "stretch",
-        shorter_side=shortest if config.get("do_center_crop") else None,
-        resample=names[config.get("resample", 3)],
-        mean=tuple(config.get("image_mean") or (0.5, 0.5, 0.5)),
-        std=tuple(config.get("image_std") or (0.5, 0.5, 0.5)),
+        size=side,
+        fit="crop" if cropping else "stretch",
+        shorter_side=shorter if cropping else None,
+        resample=known[2],
+        mean=tuple(config["image_mean"]),
+        std=tuple(config["image_std"]),
     )
+
+
+def side_of(size: Any) -> Any:
+    """The side of a square, as processors write it; None where it is none."""
+    if isinstance(size, dict):
+        return size.get("width") if size.get("width") == size.get("height") else None
+    return size

@@ -1,7 +1,8 @@
-"""The objective of a stage: which losses each head pays, how much each weighs, and which texts are compared.
+"""The objective of a stage: which losses each head pays, how much each weighs, and which rows are compared.
 
-The relational losses see pairs of texts. With `scope="worker"` these are the pairs of one worker's batch, as in the
-published code; with `scope="global"` the batches of all workers are gathered first, and each text is compared with all.
+The relational losses see pairs of rows, texts or images. With `scope="worker"` these are the pairs of one worker's
+batch, as in the published code; with `scope="global"` the batches of all workers are gathered first, and each row is
+compared with all.
 """
 
 # Shape legend: B rows (texts or images), D dimensions of a head's vectors, E of its target.
@@ -65,7 +66,7 @@ class Objective:
     losses: Mapping[int, HeadLosses]
     """What each head pays, by the head's dimension."""
     scope: Scope = "worker"
-    """The texts a text is compared with: its worker's batch, or the batches of all workers."""
+    """The rows a row is compared with: its worker's batch, or the batches of all workers."""
     reduction: Reduction = "sum"
     """How the heads' weighted losses become one: summed, or averaged as the paper does in its stage 4."""
 

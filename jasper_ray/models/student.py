@@ -178,7 +178,7 @@ def give_sight(student: Student, tokenizer: PreTrainedTokenizerBase, settings: V
     """The student with an eye as it is before training; what is random of it is drawn from `seed`.
 
     The tokenizer learns the marks of images, and the body a row of embeddings for each: the mean of the others. No
-    vector of a text changes.
+    vector of a text changes, but of one that spells a mark: it is one token then.
     """
     from transformers import AddedToken
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from jasper_ray.data import Images, Shard, load_pair_manifest, read_pair_shard
+from jasper_ray.data.shards import MANIFEST
 from jasper_ray.encoders import StudentEncoder
 from jasper_ray.evaluation import Score, as_scores, recalls
 from jasper_ray.pipelines.heads import by_prompt
@@ -39,7 +40,7 @@ def read_heldout_pairs(folder: Path, shards: Sequence[Shard], images: Images) ->
 def heldout_pairs_of(folder: Path) -> HeldOutPairs | None:
     """What a run folder holds out; None for a run without images. Needs no Ray."""
     pairs = RunFolder(folder.absolute()).pairs
-    if not pairs.is_dir():
+    if not (pairs / MANIFEST).is_file():  # none, or not prepared to the end
         return None
     manifest = load_pair_manifest(pairs)
     return read_heldout_pairs(pairs, manifest.heldout, manifest.images)

@@ -24,7 +24,7 @@ from jasper_ray.data.order import Visit
 from jasper_ray.pipelines.session import set_up_data
 from jasper_ray.pipelines.shards import Batch, ReadShard, ReadTargets, arrange, with_vectors
 from jasper_ray.pipelines.targets import TargetCache
-from jasper_ray.pool import ActorPool
+from jasper_ray.pool import Pool
 from jasper_ray.teachers import OwnEncoder, OwnTeacher, Teacher, TeacherEncoder, open_teacher
 
 LIGHT_TASK = {"num_cpus": 0.1, "compute": TaskPoolStrategy(2)}
@@ -108,7 +108,7 @@ def add_teacher(
     )
 
 
-def pool_strategy(pool: ActorPool) -> ActorPoolStrategy:
+def pool_strategy(pool: Pool) -> ActorPoolStrategy:
     """So many copies of an actor, each with a block at work and a block waiting."""
     return ActorPoolStrategy(min_size=pool.min_size, max_size=pool.max_size, max_tasks_in_flight_per_actor=2)
 

@@ -234,7 +234,6 @@ def write_batch(rows: pa.Table, images: Images, folder: Path) -> pa.Table:
     ends = np.searchsorted(rows["key"].to_numpy(), [_PART_END * part for part in range(len(PARTS) + 1)])
     train, heldout, rejected = (rows.slice(start, end - start) for start, end in pairwise(ends))
     record = {
-        "first_key": rows["key"][0].as_py(),
         "counts": np.sum(rows["counts"].to_pylist(), axis=0).tolist(),
         "train": _write_part(train, images, folder, "train"),
         "heldout": _write_part(heldout, images, folder, "heldout"),

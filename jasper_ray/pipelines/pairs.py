@@ -34,6 +34,9 @@ from jasper_ray.whole import whole_file
 
 logger = logging.getLogger(__name__)
 
+HOW_TO_RUN = {"bad_share", "decoders", "pool", "dtype", "batch_size"}
+"""Settings of images that do not change which pairs come out."""
+
 
 def prepare_pairs(images: Images, folder: str | Path, seed: int) -> PairManifest:
     """Write the shards of `images` below `folder` and return their manifest; return at once if they are there already.
@@ -139,7 +142,7 @@ def _check_written(images: Images, folder: Path, sources: Sequence[PairSourceCou
 
 def _settings(images: Images, seed: int) -> dict[str, Any]:
     """What decides which pairs come out."""
-    return {"images": images.model_dump(mode="json", exclude={"bad_share", "decoders", "pool"}), "seed": seed}
+    return {"images": images.model_dump(mode="json", exclude=HOW_TO_RUN), "seed": seed}
 
 
 def _fingerprint(images: Images, seed: int, files: Sequence[SourceFiles]) -> str:
@@ -159,5 +162,5 @@ def _same_pairs(folder: Path, images: Images, seed: int, files: Sequence[SourceF
         differences = [f"the files of source {', '.join(changed)} have changed"]
     raise ConfigError(
         f"{folder} holds pairs made otherwise: {'; '.join(differences)}; "
-        "choose another run folder, or delete this one to make the pairs anew"
+        f"to prepare them anew delete {folder} alone, finished stages on texts stay; or choose another run folder"
     )

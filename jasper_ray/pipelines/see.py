@@ -27,7 +27,7 @@ from jasper_ray.pipelines.label import (
 )
 from jasper_ray.pipelines.shards import ReadShard, arrange
 from jasper_ray.pipelines.targets import TargetCache
-from jasper_ray.pool import ActorPool
+from jasper_ray.pool import Pool
 from jasper_ray.teachers import OwnTeacher
 
 
@@ -44,7 +44,7 @@ class Seer:
     preprocessing: Preprocessing
     pixel_limit: int
     """Pixels of the largest image among the pairs."""
-    decoders: ActorPool
+    decoders: Pool
 
     def label(self, visits: Sequence[Visit]) -> Dataset:
         """A dataset with a block for each visit: id, caption, prompt, position, image as found, caption's vectors."""

@@ -42,6 +42,7 @@ class Sight:
             "vision": self.vision.model_dump(mode="json"),
             "tower": tower_weights(self.vision),
             "images": self.manifest.fingerprint,
+            "captions": self.images.dtype,
         }
 
     def student(self, before: Path, place: Path, remote: Callable[..., Any]) -> Path:
@@ -57,8 +58,8 @@ class Sight:
         targets = self.run.targets(self.recipe)
         return Seer(
             pairs=self.run.pairs,
-            teacher=OwnTeacher(start, self.images.pool),
-            cache=TargetCache(targets / f"{OWN}-{folder_digest(start)[:12]}") if targets else None,
+            teacher=OwnTeacher(start, self.images.pool, self.images.dtype, self.images.batch_size),
+            cache=TargetCache(targets / f"{OWN}-{folder_digest(start)[:12]}-{self.images.dtype}") if targets else None,
             preprocessing=read_preprocessing(start / VISION),
             pixel_limit=self.images.pixel_limit,
             decoders=self.images.decoders,

@@ -57,11 +57,12 @@ class Evaluation(Settings):
     """What is measured before training and after each stage, on held-out texts and on sets of your own."""
 
     sets: tuple[EvaluationSet, ...] = ()
-    """Sentence pairs with scores, query–document sets, labelled texts."""
+    """Sentence pairs with scores, query–document sets, labelled texts, images with captions or classes."""
     teachers: bool = True
     """Measure each teacher, and the teachers together, on the sets too."""
     ridge: bool = True
-    """Also measure the starting student with a closed-form ridge fit of its heads on all training texts."""
+    """Also measure the starting student with a closed-form ridge fit of its heads on all training texts, and where it
+    learns to see, one from the untrained tower to the captions' vectors."""
 
 
 class Recipe(Settings):

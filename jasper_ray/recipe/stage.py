@@ -61,11 +61,11 @@ class Stage(Settings):
     zero: Literal[0, 1, 2, 3] = 0
     """DeepSpeed ZeRO stage: 1 shards optimiser state over workers, 2 gradients too, 3 parameters too."""
     precision: Literal["fp32", "bf16"] = "fp32"
-    """Precision of the body; losses and the optimiser's copy of the weights are fp32 either way."""
+    """Precision of body and tower; losses and the optimiser's copy of the weights are fp32 either way."""
     gradient_clipping: float | None = Field(default=1.0, gt=0)
     """Largest gradient norm of a step."""
     gradient_checkpointing: bool = False
-    """Compute the body's activations again in the backward pass instead of keeping them."""
+    """Compute the activations of body and tower again in the backward pass instead of keeping them."""
     checkpoint_every: int = Field(default=500, gt=0)
     """Steps between checkpoints; the last step always has one."""
     max_restarts: int = Field(default=3, ge=0)
@@ -109,5 +109,5 @@ class Stage(Settings):
         return self.threads or max(1, int(self.cpus_per_worker))
 
     def total_steps(self, batches_in_pass: int) -> int:
-        """Optimiser steps over a corpus that gives so many whole batches in a pass."""
+        """Optimiser steps over data that give so many whole batches in a pass."""
         return self.steps or max(1, round((self.passes or 0) * batches_in_pass))

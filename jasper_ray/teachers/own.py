@@ -13,9 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from jasper_ray.encoders import Dtype, StudentEncoder, load_student
+from jasper_ray.encoders import StudentEncoder, load_student
 from jasper_ray.pool import ActorPool
 from jasper_ray.teachers.target import check_vectors
+from jasper_ray.vectors import Dtype
 
 OWN = "own"
 """Names the student as teacher in columns."""
@@ -28,8 +29,8 @@ class OwnTeacher:
     name: ClassVar[str] = OWN
     folder: Path
     pool: ActorPool
-    batch_size: int = 32
     dtype: Dtype = "float32"
+    batch_size: int = 32
 
     def open(self) -> OwnEncoder:
         """The student, loaded; heavy."""

@@ -10,8 +10,9 @@ from pydantic import Discriminator, Field, Tag, model_validator
 
 from jasper_ray.assets.identity import weights_identity
 from jasper_ray.config import ConfigError, Settings, fingerprint
-from jasper_ray.encoders import Dtype, Encoder, HashEncoder, load_sentence_transformer
+from jasper_ray.encoders import Encoder, HashEncoder, load_sentence_transformer
 from jasper_ray.pool import ActorPool
+from jasper_ray.vectors import Dtype
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 
@@ -30,7 +31,7 @@ class TeacherBase(Settings):
     suffix: str = ""
     """Text put after every text, such as an end-of-text token that the model's card asks for."""
     prompts: dict[str, str] = Field(default_factory=dict)
-    """This teacher's text for each prompt name that a corpus source uses; without an entry the text goes in bare."""
+    """This teacher's text for each prompt name that a source of texts uses; without an entry the text goes in bare."""
     pool: ActorPool = ActorPool()
 
     @model_validator(mode="after")

@@ -42,7 +42,7 @@ def check_vectors(vectors_BD: np.ndarray, texts: Sequence[str], teacher: str, di
             text = texts[int(bad_B.argmax())]
             raise ConfigError(
                 f"teacher {teacher!r} returned a vector that is {fault} for the text {text[:80]!r} "
-                f"({int(bad_B.sum())} of {len(texts)} rows); try dtype float32, or leave such texts out of the corpus"
+                f"({int(bad_B.sum())} of {len(texts)} rows); try dtype float32, or leave such texts out"
             )
 
 

@@ -149,7 +149,7 @@ def stop_if_not_finite(value: torch.Tensor, what: str, ids: list[str]) -> None:
         rows = [row for part in found for row in part or []]
         raise StageStopped(
             f"{what} is not finite for the batch of rows {', '.join(rows)}; the last checkpoint is kept: "
-            "lower learning_rate, set precision fp32, or leave these texts out of the corpus"
+            "lower learning_rate, set precision fp32, or leave these rows out of the data"
         )
 
 
