@@ -153,7 +153,8 @@ def taught_to_see(folder: Path) -> dict[str, Any]:
     architecture = {"model_type": "siglip_vision_model", "image_size": 16, "patch_size": 8, **sizes}
     losses = {dim: {"cosine": 10, "similarity": 200, "relative_similarity": 20} for dim in (48, 16)}
     sight = {"data": "images", "train": ["vision.*"], "losses": losses, "steps": 60, "checkpoint_every": 10}
-    values = recipe_values(folder, FIRST, SECOND, stage("sight", **sight))
+    values: dict[str, Any] = yaml.safe_load((folder / "recipe.yaml").read_text(encoding="utf-8"))
+    values["stages"].append(stage("sight", **sight))
     values["student"]["vision"] = {"architecture": architecture, "preprocessing": {"size": 16}, "image_tokens": 3}
     values["images"] = {
         "sources": [{"format": "folder", "path": "sklearn:digits/train", "limit": 200}],
