@@ -284,12 +284,12 @@ def test_other_pairs_in_the_folder_are_refused_with_the_difference(tmp_path: Pat
     source = write_folder(digits()[:30], tmp_path / "pairs")
     settings = images(source)
     prepare_pairs(settings, tmp_path / "run", seed=0)
-    with pytest.raises(ConfigError, match=r"images.sources.0.limit was None and is now 5; choose another run folder"):
+    with pytest.raises(ConfigError, match=r"images.sources.0.limit was None and is now 5; to prepare them anew"):
         prepare_pairs(images({**source, "limit": 5}), tmp_path / "run", seed=0)
-    with pytest.raises(ConfigError, match="seed was 0 and is now 1; choose another run folder"):
+    with pytest.raises(ConfigError, match=r"seed was 0 and is now 1; to prepare them anew"):
         prepare_pairs(settings, tmp_path / "run", seed=1)
     os.utime(tmp_path / "pairs" / "images" / "7.png", ns=(0, 0))
-    with pytest.raises(ConfigError, match="the files of source pairs have changed; choose another run folder"):
+    with pytest.raises(ConfigError, match=r"the files of source pairs have changed; to prepare them anew"):
         prepare_pairs(settings, tmp_path / "run", seed=0)
 
 
