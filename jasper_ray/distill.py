@@ -26,7 +26,7 @@ from jasper_ray.pipelines.heldout import HeldOut, label_heldout
 from jasper_ray.pipelines.heldout_pairs import HeldOutPairs
 from jasper_ray.pipelines.label import Labeller
 from jasper_ray.pipelines.measure import measure_student, measure_teachers
-from jasper_ray.pipelines.see import Seer
+from jasper_ray.pipelines.pair_label import PairLabeller
 from jasper_ray.pipelines.session import ray_session
 from jasper_ray.pipelines.sight import Sight, open_sight
 from jasper_ray.pipelines.start import base_weights, write_start
@@ -77,7 +77,7 @@ def pinned(recipe: Recipe, teachers: Sequence[dict[str, Any]]) -> Recipe:
     return recipe.model_copy(update={"teachers": tuple(at_commits)})
 
 
-Source = Labeller | Seer
+AnyLabeller = Labeller | PairLabeller
 """Who makes rows of shards what a trainer takes."""
 
 
@@ -85,7 +85,7 @@ Source = Labeller | Seer
 class StageRows:
     """What a stage sees."""
 
-    source: Source
+    labeller: AnyLabeller
     shards: Sequence[Shard]
     feed: Feed
 
@@ -149,7 +149,7 @@ class Distillation:
         return folder.student
 
     def begin(self, number: int, stage: Stage, before: Path) -> Path:
-        """The student that a stage begins with; one that has no eye gets it before a stage on images, and is measured
+        """The student that a stage begins with; one without vision gets it before a stage on images, and is measured
         with it."""
         if stage.data == "texts" or self.sight is None:
             return before
@@ -177,7 +177,7 @@ class Distillation:
             seed=self.recipe.seed,
         )
         tell_steps(stage, job.total_steps, rows.shards)
-        run_stage(job, partial(stream_rows, rows.source, rows.shards, job))
+        run_stage(job, partial(stream_rows, rows.labeller, rows.shards, job))
         folder.mark_done()
         logger.info("%s  %d steps, %.0f s", stage.name, job.total_steps, time.monotonic() - began)
         return folder.student
@@ -191,7 +191,7 @@ class Distillation:
         """What a stage on images sees that begins with the student in `start`."""
         assert self.sight is not None, "a recipe with such a stage has images"
         feed = ImageFeed(self.sight.vision.image_tokens, self.recipe.student.heads)
-        return StageRows(self.sight.seer(start), self.sight.manifest.train, feed)
+        return StageRows(self.sight.labeller(start), self.sight.manifest.train, feed)
 
     def score(self, moment: str, student: Path) -> None:
         """Measure a student; its scores are kept beside it."""
@@ -218,7 +218,7 @@ class Distillation:
         """Measure a ridge fit from the tower, as the first stage on images found it, to the captions' vectors."""
         number = next(n for n, stage in enumerate(self.recipe.stages, start=1) if stage.data == "images")
         start = self.run.stage(number, self.recipe.stages[number - 1].name, self.prints[number]).path / "start"
-        dataset = sight.seer(start).label_shards(sight.manifest.train)
+        dataset = sight.labeller(start).label_shards(sight.manifest.train)
         moment = "tower ridge"
         self.scoreboard.take(
             moment,
@@ -253,11 +253,11 @@ class Distillation:
         return ray.get(task.remote(*arguments))
 
 
-def stream_rows(source: Source, shards: Sequence[Shard], job: StageJob, first_step: int) -> Dataset:
+def stream_rows(labeller: AnyLabeller, shards: Sequence[Shard], job: StageJob, first_step: int) -> Dataset:
     """The labelled rows of a stage from `first_step` on, in the blocks that its workers take in turn."""
     span = {"first_step": first_step, "last_step": job.total_steps}
     visits = plan_visits(shards, seed=job.seed, batch_size=job.stage.batch_size, **span)
-    return source.stream(list(visits), job.stage.micro_rows)
+    return labeller.stream(list(visits), job.stage.micro_rows)
 
 
 def tell_steps(stage: Stage, steps: int, shards: Sequence[Shard]) -> None:

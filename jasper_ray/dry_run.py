@@ -29,8 +29,8 @@ def parameters(student: Student) -> str:
     total = sum(p.numel() for p in student.parameters())
     if student.vision is None:
         return f"{millions(total)} parameters"
-    eye = sum(p.numel() for p in student.vision.parameters())
-    return f"{millions(total)} parameters, {millions(eye)} of them its eye"
+    vision = sum(p.numel() for p in student.vision.parameters())
+    return f"{millions(total)} parameters, {millions(vision)} of them its vision encoder"
 
 
 def stage_table(recipe: Recipe) -> list[str]:

@@ -375,5 +375,11 @@ def test_different_rows_have_different_content_hashes() -> None:
 
 
 def test_a_folder_without_manifest_is_no_corpus(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"found no manifest.json in .*; expected a prepared corpus"):
+    with pytest.raises(ConfigError, match=r"found no manifest.json in .*; expected prepared data"):
+        load_manifest(tmp_path)
+
+
+def test_a_manifest_of_another_version_is_told_and_not_misread(tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text('{"fingerprint": "a", "colour": "red"}')
+    with pytest.raises(ConfigError, match=r"manifest.json is damaged or of another version .* delete .* anew"):
         load_manifest(tmp_path)

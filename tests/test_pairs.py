@@ -351,5 +351,5 @@ def test_a_shard_is_read_as_it_was_written(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_manifest_holds_no_pairs(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"found no manifest.json in .*; expected prepared pairs"):
+    with pytest.raises(ConfigError, match=r"found no manifest.json in .*; expected prepared data"):
         load_pair_manifest(tmp_path)

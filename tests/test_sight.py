@@ -23,8 +23,8 @@ from jasper_ray.evaluation import evaluate, load_sets, read_sets
 from jasper_ray.models.folder import VISION
 from jasper_ray.models.vision import VisionSettings, read_preprocessing
 from jasper_ray.pipelines.heldout_pairs import measure_recall, read_heldout_pairs
+from jasper_ray.pipelines.pair_label import PairLabeller
 from jasper_ray.pipelines.pairs import prepare_pairs
-from jasper_ray.pipelines.see import Seer
 from jasper_ray.pipelines.session import ray_session
 from jasper_ray.pipelines.sight import write_sight
 from jasper_ray.pipelines.targets import TargetCache
@@ -44,7 +44,7 @@ TEXTS = ["the number three", "a sentence about something else entirely", ""]
 
 
 class SeeingRun(SmallRun):
-    """Handwritten digits, and a student that has just been given an eye."""
+    """Handwritten digits, and a student that has just been given vision."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
@@ -62,10 +62,10 @@ class SeeingRun(SmallRun):
         self.blind, self.start = self.start, folder / "sight"
         write_sight(self.blind, self.vision, 5, self.start)
 
-    def seer(self, cache: TargetCache | None = None) -> Seer:
+    def labeller(self, cache: TargetCache | None = None) -> PairLabeller:
         preprocessing = read_preprocessing(self.start / VISION)
         teacher = OwnTeacher(self.start, self.images.pool)
-        return Seer(self.pairs, teacher, cache, preprocessing, self.images.pixel_limit, self.images.decoders)
+        return PairLabeller(self.pairs, teacher, cache, preprocessing, self.images.pixel_limit, self.images.decoders)
 
     def see(self, name: str, cache: TargetCache | None = None, **settings: Any) -> StageFolder:
         """Run one stage on images and return its folder."""
@@ -82,7 +82,7 @@ class SeeingRun(SmallRun):
             dropout=0.0,
             seed=5,
         )
-        run_stage(job, partial(stream_rows, self.seer(cache), shards, job))
+        run_stage(job, partial(stream_rows, self.labeller(cache), shards, job))
         return folder
 
 
@@ -108,7 +108,7 @@ def test_two_workers_equal_one(run: SeeingRun, one_worker: StageFolder) -> None:
             torch.testing.assert_close(found[name], expected[name], rtol=1e-4, atol=1e-5)
 
 
-def test_only_the_eye_changes_and_texts_keep_their_vectors_to_the_bit(run: SeeingRun, one_worker: StageFolder) -> None:
+def test_only_vision_changes_and_texts_keep_their_vectors_to_the_bit(run: SeeingRun, one_worker: StageFolder) -> None:
     different = changed(run.start, one_worker.student)
     assert different
     assert all(name.startswith(f"{VISION}:") for name in different)
@@ -163,5 +163,5 @@ def test_seeing_pays(run: SeeingRun, tmp_path: Path) -> None:
     assert pairs is not None
     after, before = measure_recall(encoder, pairs), measure_recall(load_student(run.start), pairs)
     assert sum(score.value for score in after) > sum(score.value for score in before)
-    ridge = measure_tower_ridge("ridge", run.start, run.seer().label_shards(run.manifest.train), pairs, threads=1)
+    ridge = measure_tower_ridge("ridge", run.start, run.labeller().label_shards(run.manifest.train), pairs, threads=1)
     assert {(record.dim, record.metric) for record in ridge} == {(score.dim, score.metric) for score in after}

@@ -218,7 +218,7 @@ def test_a_tower_that_does_not_fit_is_refused() -> None:
 # ---- Vectors ----
 
 
-def test_text_vectors_are_the_same_to_the_bit_with_an_eye(student: StudentEncoder) -> None:
+def test_text_vectors_are_the_same_to_the_bit_with_vision(student: StudentEncoder) -> None:
     texts = ["a sentence", "another one, somewhat longer than the first", ""]
     before = blind()[0].encode_heads(texts)
     for dim, vectors in student.encode_heads(texts).items():
@@ -309,7 +309,7 @@ def test_plain_sentence_transformers_loads_the_texts_of_a_student_that_sees(
 
 
 @pytest.mark.parametrize("projector", ["none", "linear"])
-def test_an_eye_comes_back_from_its_folder_as_it_was(projector: str, tmp_path: Path) -> None:
+def test_vision_comes_back_from_its_folder_as_it_was(projector: str, tmp_path: Path) -> None:
     encoder, _ = blind()
     settings = tower(projector=projector)
     save_student(
@@ -326,13 +326,13 @@ def test_a_student_that_sees_loads_where_gradients_are_off(folder: Path) -> None
         assert load_student(folder).sees
 
 
-def test_without_sight_the_eye_is_left_in_the_folder(folder: Path) -> None:
+def test_without_sight_vision_is_left_in_the_folder(folder: Path) -> None:
     student, _, _ = load_student_folder(folder, sight=False)
     assert student.vision is None
     assert all(name.startswith(("body.", "heads.")) for name in student.trainable_names(["*"]))
 
 
-def test_the_same_seed_gives_the_same_eye(folder: Path) -> None:
+def test_the_same_seed_gives_the_same_vision(folder: Path) -> None:
     encoder, _ = blind()
     again = give_sight(encoder.student, encoder.tokenizer, tower(), seed=3)
     saved = load_file(folder / "vision" / "model.safetensors")
@@ -340,7 +340,7 @@ def test_the_same_seed_gives_the_same_eye(folder: Path) -> None:
     assert all(torch.equal(saved[name], value) for name, value in again.vision.tower.state_dict().items())
 
 
-def test_a_damaged_eye_is_named(folder: Path, tmp_path: Path) -> None:
+def test_damaged_vision_is_named(folder: Path, tmp_path: Path) -> None:
     student, tokenizer, card = load_student_folder(folder)
     save_student(student, tokenizer, card, tmp_path / "s")
     (tmp_path / "s" / "vision" / "sight.json").unlink()

@@ -15,10 +15,9 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from jasper_ray.config import ConfigError, Settings
+from jasper_ray.config import Settings
 from jasper_ray.data.pairs import Images
-from jasper_ray.data.shards import MANIFEST, SHARD_SCHEMA, Shard, write_rows
-from jasper_ray.whole import write_text
+from jasper_ray.data.shards import SHARD_SCHEMA, Shard, read_manifest, write_rows
 
 PAIR_SHARD_SCHEMA = pa.schema([*SHARD_SCHEMA, ("image", pa.binary())])
 REJECTED = "rejected.jsonl"
@@ -68,15 +67,7 @@ class PairManifest(Settings):
 
 def load_pair_manifest(folder: str | Path) -> PairManifest:
     """The manifest of the prepared pairs in `folder`; `ConfigError` if there is none."""
-    path = Path(folder) / MANIFEST
-    if not path.is_file():
-        raise ConfigError(f"found no {MANIFEST} in {folder}; expected prepared pairs: prepare them first")
-    return PairManifest.model_validate_json(path.read_text(encoding="utf-8"))
-
-
-def save_pair_manifest(manifest: PairManifest, folder: Path) -> None:
-    """Write `manifest.json` atomically."""
-    write_text(folder / MANIFEST, manifest.model_dump_json(indent=1))
+    return read_manifest(folder, PairManifest)
 
 
 def read_pair_shard(path: str | Path) -> pa.Table:

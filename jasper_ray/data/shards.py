@@ -12,10 +12,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import ValidationError
 
 from jasper_ray.config import ConfigError, Settings
 from jasper_ray.data.settings import Corpus
@@ -23,6 +24,7 @@ from jasper_ray.whole import whole_file, write_text
 
 SHARD_SCHEMA = pa.schema([("id", pa.string()), ("text", pa.string()), ("prompt", pa.string())])
 MANIFEST = "manifest.json"
+AnyManifest = TypeVar("AnyManifest", bound=Settings)
 
 
 class Shard(Settings):
@@ -88,13 +90,24 @@ class Manifest(Settings):
 
 def load_manifest(folder: str | Path) -> Manifest:
     """The manifest of the prepared corpus in `folder`; `ConfigError` if there is none."""
+    return read_manifest(folder, Manifest)
+
+
+def read_manifest(folder: str | Path, kind: type[AnyManifest]) -> AnyManifest:
+    """The manifest of a kind that `save_manifest` wrote to `folder`; `ConfigError` where there is none, or another."""
     path = Path(folder) / MANIFEST
     if not path.is_file():
-        raise ConfigError(f"found no {MANIFEST} in {folder}; expected a prepared corpus: prepare it first")
-    return Manifest.model_validate_json(path.read_text(encoding="utf-8"))
+        raise ConfigError(f"found no {MANIFEST} in {folder}; expected prepared data: run the recipe that makes them")
+    try:
+        return kind.model_validate_json(path.read_text(encoding="utf-8"))
+    except ValidationError as error:
+        raise ConfigError(
+            f"{path} is damaged or of another version ({error.error_count()} faults); "
+            f"delete {folder} to prepare it anew"
+        ) from error
 
 
-def save_manifest(manifest: Manifest, folder: Path) -> None:
+def save_manifest(manifest: Settings, folder: Path) -> None:
     """Write `manifest.json` atomically."""
     write_text(folder / MANIFEST, manifest.model_dump_json(indent=1))
 

@@ -161,7 +161,7 @@ def load_student(
     sight: bool = True,
     pixel_limit: int = PIXEL_LIMIT,
 ) -> StudentEncoder:
-    """The student in the folder `path`, ready to encode; without `sight` its eye takes no memory.
+    """The student in the folder `path`, ready to encode; without `sight` its vision takes no memory.
 
     Images of more than `pixel_limit` pixels are refused before they are decoded.
 

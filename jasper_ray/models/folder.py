@@ -3,7 +3,7 @@
     config.json  model.safetensors  tokenizer…     the body
     1_Pooling/                                     how tokens become one vector
     2_Dense_<dim>/                                 one folder a head; modules.json names the default one
-    vision/                                        the eye of a student that sees; sentence-transformers passes it over
+    vision/                                        the vision encoder, if any; sentence-transformers passes it over
     modules.json  sentence_bert_config.json  config_sentence_transformers.json
 
 The module types are written by their oldest names, which every version of sentence-transformers reads.
@@ -64,7 +64,7 @@ def save_student(student: Student, tokenizer: PreTrainedTokenizerBase, card: Stu
 def load_student_folder(folder: str | Path, sight: bool = True) -> tuple[Student, PreTrainedTokenizerBase, StudentCard]:
     """The student that `save_student` wrote; heads stand in the order of `head_dims`.
 
-    Without `sight` its eye is left in the folder: a stage on texts needs no memory for it.
+    Without `sight` its vision encoder is left in the folder: a stage on texts needs no memory for it.
 
     Raises:
         ConfigError: the folder is not a student.

@@ -1,4 +1,4 @@
-"""The student: one transformer body, one pooling, an independent linear head for each size of vector, maybe an eye.
+"""The student: one transformer body, one pooling, an independent linear head for each size of vector, maybe vision.
 
 The heads all read the same pooled state; none is a prefix of another (arXiv 2412.19048, section 2.2).
 """
@@ -78,7 +78,7 @@ class StudentSettings(Settings):
 
 
 class Student(nn.Module):
-    """Body, pooling, heads, and an eye where it sees. Parameters are named `body.…`, `heads.<dim>.…`, `vision.…`."""
+    """Body, pooling, heads, and vision where it sees. Parameters are named `body.…`, `heads.<dim>.…`, `vision.…`."""
 
     def __init__(
         self, body: PreTrainedModel, heads: Sequence[int], pooling: Pooling = "mean", vision: Vision | None = None
@@ -167,7 +167,7 @@ def build_student(settings: StudentSettings, seed: int) -> Student:
 
 
 def meta_student(settings: StudentSettings, sees: bool = False) -> Student:
-    """The student's shape without memory, for counting parameters; with its eye where it `sees`."""
+    """The student's shape without memory, for counting parameters; with vision where it `sees`."""
     body = meta_body(settings.body)
     vision = meta_vision(settings.vision, body.config.hidden_size) if sees and settings.vision else None
     with torch.device("meta"):
@@ -175,7 +175,7 @@ def meta_student(settings: StudentSettings, sees: bool = False) -> Student:
 
 
 def give_sight(student: Student, tokenizer: PreTrainedTokenizerBase, settings: VisionSettings, seed: int) -> Student:
-    """The student with an eye as it is before training; what is random of it is drawn from `seed`.
+    """The student with vision as it is before training; what is random of it is drawn from `seed`.
 
     The tokenizer learns the marks of images, and the body a row of embeddings for each: the mean of the others. No
     vector of a text changes, but of one that spells a mark: it is one token then.

@@ -21,7 +21,7 @@ from jasper_ray.data.mixing import choice_bounds
 from jasper_ray.data.settings import Corpus
 from jasper_ray.data.shards import MANIFEST, Manifest, SourceCount, load_manifest, save_manifest
 from jasper_ray.pipelines.counting import SourceReport, count_sources
-from jasper_ray.pipelines.prepared import check_visible, check_writable, setting_differences
+from jasper_ray.pipelines.prepared import check_visible, check_writable, differences
 from jasper_ray.pipelines.session import plain_errors
 from jasper_ray.pipelines.sharding import Mixture, Written, write_heldout, write_train
 
@@ -102,14 +102,10 @@ def _same_corpus(folder: Path, corpus: Corpus, seed: int, files: Sequence[Source
     manifest = load_manifest(folder)
     if manifest.fingerprint == _corpus_fingerprint(corpus, seed, files):
         return manifest
-    differences = setting_differences(_settings(manifest.corpus, manifest.seed), _settings(corpus, seed))
-    if not differences:
-        changed = [
-            count.name for count, found in zip(manifest.sources, files, strict=True) if count.content != found.content
-        ]
-        differences = [f"the files of source {', '.join(changed)} have changed"]
+    was, now = _settings(manifest.corpus, manifest.seed), _settings(corpus, seed)
+    found = differences(was, now, [(count.name, count.content) for count in manifest.sources], files)
     raise ConfigError(
-        f"{folder} holds a corpus made otherwise: {'; '.join(differences)}; "
+        f"{folder} holds a corpus made otherwise: {found}; "
         "choose another run folder, or delete this one to make the corpus anew"
     )
 

@@ -23,12 +23,11 @@ from jasper_ray.data.pair_shards import (
     PairManifest,
     PairSourceCount,
     load_pair_manifest,
-    save_pair_manifest,
 )
 from jasper_ray.data.pairs import Images
-from jasper_ray.data.shards import MANIFEST
+from jasper_ray.data.shards import MANIFEST, save_manifest
 from jasper_ray.pipelines.pair_sharding import PairPass, Written, count_choices, write_pairs
-from jasper_ray.pipelines.prepared import check_visible, check_writable, setting_differences
+from jasper_ray.pipelines.prepared import check_visible, check_writable, differences
 from jasper_ray.pipelines.session import plain_errors
 from jasper_ray.whole import whole_file
 
@@ -58,7 +57,7 @@ def prepare_pairs(images: Images, folder: str | Path, seed: int) -> PairManifest
     check_writable(folder)
     with plain_errors():
         manifest = _write(images, folder, seed, files)
-    save_pair_manifest(manifest, folder)
+    save_manifest(manifest, folder)
     return manifest
 
 
@@ -154,13 +153,9 @@ def _same_pairs(folder: Path, images: Images, seed: int, files: Sequence[SourceF
     manifest = load_pair_manifest(folder)
     if manifest.fingerprint == _fingerprint(images, seed, files):
         return manifest
-    differences = setting_differences(_settings(manifest.images, manifest.seed), _settings(images, seed))
-    if not differences:
-        changed = [
-            count.name for count, found in zip(manifest.sources, files, strict=True) if count.content != found.content
-        ]
-        differences = [f"the files of source {', '.join(changed)} have changed"]
+    was, now = _settings(manifest.images, manifest.seed), _settings(images, seed)
+    found = differences(was, now, [(count.name, count.content) for count in manifest.sources], files)
     raise ConfigError(
-        f"{folder} holds pairs made otherwise: {'; '.join(differences)}; "
+        f"{folder} holds pairs made otherwise: {found}; "
         f"to prepare them anew delete {folder} alone, finished stages on texts stay; or choose another run folder"
     )

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from jasper_ray.config import ConfigError
+from jasper_ray.data.files import SourceFiles
 from jasper_ray.data.shards import Shard
 
 
@@ -16,6 +17,18 @@ def setting_differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     was, now = _flat(old), _flat(new)
     names = [name for name in {**was, **now} if was.get(name) != now.get(name)]
     return [f"{name} was {was.get(name)!r} and is now {now.get(name)!r}" for name in names]
+
+
+def differences(
+    old: dict[str, Any], new: dict[str, Any], contents: Sequence[tuple[str, str]], files: Sequence[SourceFiles]
+) -> str:
+    """In which settings, or else in which sources' files, prepared data differ from what is asked for now.
+
+    `contents` are names and fingerprints of the sources that the data were made of.
+    """
+    changed = [name for (name, content), found in zip(contents, files, strict=False) if content != found.content]
+    found = setting_differences(old, new) or [f"the files of source {', '.join(changed)} have changed"]
+    return "; ".join(found)
 
 
 def _flat(value: object, name: str = "") -> dict[str, object]:

@@ -1,4 +1,4 @@
-"""A run's images: prepared once; an eye for the student when a stage on them begins, and what that stage sees."""
+"""A run's images: prepared once; vision for the student when a stage on them begins, and what it sees."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from jasper_ray.models.folder import VISION, load_student_folder, save_student
 from jasper_ray.models.student import give_sight
 from jasper_ray.models.vision import VisionSettings, read_preprocessing
 from jasper_ray.pipelines.heldout_pairs import HeldOutPairs, read_heldout_pairs
+from jasper_ray.pipelines.pair_label import PairLabeller
 from jasper_ray.pipelines.pairs import prepare_pairs
-from jasper_ray.pipelines.see import Seer
 from jasper_ray.pipelines.targets import TargetCache
 from jasper_ray.recipe import Recipe
 from jasper_ray.runs import RunFolder
@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 
 class Sight:
-    """The images of a run, and the eye that its student gets."""
+    """The images of a run, and the vision encoder that its student gets."""
 
     def __init__(self, recipe: Recipe, images: Images, vision: VisionSettings, run: RunFolder) -> None:
         self.recipe = recipe
@@ -46,17 +46,17 @@ class Sight:
         }
 
     def student(self, before: Path, place: Path, remote: Callable[..., Any]) -> Path:
-        """The student that a stage on images begins with: `before`, or that with an eye, written to `place`."""
+        """The student that a stage on images begins with: `before`, or that with vision, written to `place`."""
         if (before / VISION).is_dir():
             return before
         if not place.is_dir():
             remote(write_sight, before, self.vision, self.recipe.seed, place)
         return place
 
-    def seer(self, start: Path) -> Seer:
+    def labeller(self, start: Path) -> PairLabeller:
         """What makes pixels and captions' vectors for a stage that begins with the student in `start`."""
         targets = self.run.targets(self.recipe)
-        return Seer(
+        return PairLabeller(
             pairs=self.run.pairs,
             teacher=OwnTeacher(start, self.images.pool, self.images.dtype, self.images.batch_size),
             cache=TargetCache(targets / f"{OWN}-{folder_digest(start)[:12]}-{self.images.dtype}") if targets else None,
@@ -74,7 +74,7 @@ def open_sight(recipe: Recipe, run: RunFolder) -> Sight | None:
 
 
 def write_sight(before: Path, vision: VisionSettings, seed: int, place: Path) -> None:
-    """Write the student of `before` with an eye."""
+    """Write the student of `before` with vision."""
     student, tokenizer, card = load_student_folder(before)
     save_student(give_sight(student, tokenizer, vision, seed), tokenizer, card, place)
 

@@ -1,4 +1,4 @@
-"""What a stage on images is compared with: a ridge fit from the untrained eye's tower to the captions' vectors."""
+"""What a stage on images is compared with: a ridge fit from the untrained vision tower to the captions' vectors."""
 
 # Shape legend: N rows, C width of the tower's tokens, E sizes of all heads together.
 

@@ -22,7 +22,7 @@ class Stage(Settings):
     image–caption pairs; a head's target is the vector that it gives the caption when the stage begins."""
     train: tuple[str, ...] = Field(min_length=1)
     """Shell-style patterns of the parameters that learn: `heads.1024.*`, `body.layers.2[567].*`, `vision.*`, `*`. A
-    stage on texts does not load the student's eye, so `*` leaves it as it is."""
+    stage on texts does not load the student's vision, so `*` leaves it as it is."""
     losses: dict[int, HeadLosses] = Field(min_length=1)
     """For each head size, the weights of its losses."""
     reduction: Literal["sum", "mean"] = "sum"

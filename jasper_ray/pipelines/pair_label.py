@@ -32,7 +32,7 @@ from jasper_ray.teachers import OwnTeacher
 
 
 @dataclass(frozen=True)
-class Seer:
+class PairLabeller:
     """Who makes a stage's images and captions what the trainer takes."""
 
     pairs: Path
