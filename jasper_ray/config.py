@@ -52,6 +52,21 @@ def fingerprint(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
+def setting_differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """What was written otherwise in nested settings, one entry a value, such as `seed was 0 and is now 1`."""
+    was, now = flat(old), flat(new)
+    names = [name for name in {**was, **now} if was.get(name) != now.get(name)]
+    return [f"{name} was {was.get(name)!r} and is now {now.get(name)!r}" for name in names]
+
+
+def flat(value: object, name: str = "") -> dict[str, object]:
+    """Nested dicts and lists as one dict, its keys like `corpus.sources.0.path`."""
+    if not isinstance(value, (dict, list)):
+        return {name: value}
+    items = value.items() if isinstance(value, dict) else enumerate(value)
+    return {key: leaf for part, child in items for key, leaf in flat(child, f"{name}.{part}".lstrip(".")).items()}
+
+
 def first_fault(error: ValidationError, value: dict[str, Any], kind: type[Settings]) -> str:
     """The first fault found when `value` was read as a `kind`: place, what was found, what was expected."""
     faults = [fault for fault in error.errors() if not is_echo(fault)]

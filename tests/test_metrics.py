@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
+from jasper_ray.command import duration
 from jasper_ray.training.metrics import MetricsLog, StepClock, keep_steps_before
-from jasper_ray.training.progress import Progress, duration, last_step, logger, newest_records, progress_line
+from jasper_ray.training.progress import Progress, last_step, logger, newest_records, progress_line
 
 
 def record(step: int, **values: Any) -> dict[str, Any]:

@@ -121,13 +121,14 @@ def _list_files(source: Located, filesystem: fs.FileSystem, path: str) -> list[f
         return [info]
     if info.type == fs.FileType.Directory:
         found = _below(filesystem, path)
-        return [info for info in found if info.path.endswith(_endings(source.format))]
+        return [info for info in found if info.path.endswith(endings(source.format))]
     if _split_glob(path)[1]:
         return [info for info in _below(filesystem, _split_glob(path)[0] or "/") if _matches(info.path, path)]
     return []
 
 
-def _endings(form: str) -> tuple[str, ...]:
+def endings(form: str) -> tuple[str, ...]:
+    """How the names of a format's files end, compressed ones too."""
     compressions = ("",) if form in ("webdataset", "folder") else COMPRESSIONS
     return tuple(suffix + compression for suffix in SUFFIXES[form] for compression in compressions)
 

@@ -117,13 +117,13 @@ def _not_csv(path: str, error: Exception) -> ConfigError:
 def _numbered_lines(stream: pa.NativeFile, path: str) -> Iterator[tuple[int, list[str]]]:
     """The lines of an open file, some at a time, and the number of the first of them."""
     number = 1
-    for chunk in _whole_lines(stream):
+    for chunk in whole_lines(stream):
         lines = _decode(chunk, path, number).split("\n")
         yield number, lines
         number += len(lines)
 
 
-def _whole_lines(stream: pa.NativeFile) -> Iterator[bytes]:
+def whole_lines(stream: pa.NativeFile) -> Iterator[bytes]:
     """Chunks of whole lines, each without its last line feed; a line longer than a chunk is waited for."""
     rest: list[bytes] = []
     while chunk := stream.read(_CHUNK_BYTES):

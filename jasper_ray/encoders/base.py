@@ -10,6 +10,7 @@ from typing import Protocol
 import numpy as np
 
 from jasper_ray.config import ConfigError
+from jasper_ray.encoders.tokenizing import Ids, Tokenizing
 
 
 class Encoder(Protocol):
@@ -40,6 +41,23 @@ class Encoder(Protocol):
 
     def encode_heads(self, texts: Sequence[str], prompt_name: str | None = None) -> dict[int, np.ndarray]:
         """The vectors of every size in `dims`, from one pass through the body."""
+        ...
+
+
+class TokenEncoder(Encoder, Protocol):
+    """An encoder whose texts may become tokens elsewhere, before they meet its weights."""
+
+    def tokenizing(self, prompt_name: str | None = None) -> Tokenizing | None:
+        """How texts become what `encode_tokens` takes; None for a model that only takes texts.
+
+        Raises:
+            ConfigError: an unknown `prompt_name`.
+        """
+        ...
+
+    def encode_tokens(self, ids: Ids, dims: Sequence[int], prompt_name: str | None = None) -> dict[int, np.ndarray]:
+        """Unit vectors, float32 `[N, D]` for each D of `dims`, in one pass of one batch of what `tokenizing` made with
+        that prompt: some models do not pool over its tokens."""
         ...
 
 

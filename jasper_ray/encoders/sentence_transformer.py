@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -14,11 +14,16 @@ from safetensors import SafetensorError
 from jasper_ray.assets import locate
 from jasper_ray.config import ConfigError
 from jasper_ray.encoders.base import known_dim, prompt_text
+from jasper_ray.encoders.tokenizing import Ids, Tokenizing
 from jasper_ray.models.loading import first_line
 from jasper_ray.vectors import Dtype, normalise
 
 if TYPE_CHECKING:  # importing it takes seconds; whoever only reads settings does not wait for it
     from sentence_transformers import SentenceTransformer
+
+
+NO_LIMIT = 1 << 20
+"""Tokens of a text for a model that names no limit."""
 
 
 class SentenceTransformerEncoder:
@@ -60,6 +65,27 @@ class SentenceTransformerEncoder:
     def encode_heads(self, texts: Sequence[str], prompt_name: str | None = None) -> dict[int, np.ndarray]:
         """See `Encoder.encode_heads`."""
         return {self.dims[0]: self.encode(texts, prompt_name)}
+
+    def tokenizing(self, prompt_name: str | None = None) -> Tokenizing | None:
+        """See `TokenEncoder.tokenizing`."""
+        prompt = prompt_text(self.prompts, prompt_name)
+        if not takes_tokens(self.model):
+            return None
+        return Tokenizing(self.model.tokenizer, self.model.max_seq_length or NO_LIMIT, prompt)
+
+    @torch.inference_mode()
+    def encode_tokens(self, ids: Ids, dims: Sequence[int], prompt_name: str | None = None) -> dict[int, np.ndarray]:
+        """See `TokenEncoder.encode_tokens`. A size below the model's is a prefix, for models trained to allow it."""
+        ids_BT, mask_BT = Tokenizing(self.model.tokenizer, NO_LIMIT).padded(ids)
+        tensors = {"input_ids": torch.from_numpy(ids_BT), "attention_mask": torch.from_numpy(mask_BT)}
+        if "token_type_ids" in self.model.tokenizer.model_input_names:
+            tensors["token_type_ids"] = torch.zeros_like(tensors["input_ids"])
+        features: dict[str, Any] = {name: tensor.to(self.model.device) for name, tensor in tensors.items()}
+        features["modality"] = "text"
+        if prompt := prompt_text(self.prompts, prompt_name):
+            features["prompt_length"] = self.model[0]._get_prompt_length(prompt)
+        vectors_BD = self.model(features)["sentence_embedding"].float().cpu().numpy()
+        return {dim: normalise(vectors_BD[:, :dim]) for dim in dims}
 
 
 def load_sentence_transformer(
@@ -103,6 +129,26 @@ def load_sentence_transformer(
     if max_length is not None:
         model.max_seq_length = max_length
     return SentenceTransformerEncoder(model, prompts, batch_size)
+
+
+def takes_tokens(model: SentenceTransformer) -> bool:
+    """Whether the model's first module is a transformer that reads what its fast tokenizer makes, as it is.
+
+    Others (bags of words, static embeddings, chat templates) tokenise in ways of their own.
+    """
+    from sentence_transformers.models import Transformer
+    from transformers import PreTrainedTokenizerFast
+
+    first = model[0]
+    return (
+        type(first) is Transformer
+        and isinstance(getattr(first, "processor", None), PreTrainedTokenizerFast)
+        and first.transformer_task == "feature-extraction"
+        and first.modality_config.get("text", {}).get("method") == "forward"
+        and "message" not in first.modality_config
+        and not first.processing_kwargs
+        and not first._can_flatten_inputs()
+    )
 
 
 def choose_head(model: SentenceTransformer, head: int, location: str, revision: str | None) -> None:

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 
 from jasper_ray.config import ConfigError
-from jasper_ray.encoders.base import known_dim, with_prompt
+from jasper_ray.encoders.base import known_dim, prompt_text, with_prompt
+from jasper_ray.encoders.tokenizing import Ids, Tokenizing
 from jasper_ray.images import PIXEL_LIMIT, Picture, open_picture
 from jasper_ray.models.folder import StudentCard, load_student_folder
 from jasper_ray.models.student import Student
@@ -90,6 +91,17 @@ class StudentEncoder:
         for group, places_B in self._groups(rows, prompted):
             pooled_NH[places_B.to(device)] = self.student.pooled(group.to(device))
         return pooled_NH
+
+    def tokenizing(self, prompt_name: str | None = None) -> Tokenizing:
+        """See `TokenEncoder.tokenizing`."""
+        return Tokenizing(self.tokenizer, self.card.max_length, prompt_text(self.prompts, prompt_name))
+
+    @torch.inference_mode()
+    def encode_tokens(self, ids: Ids, dims: Sequence[int], prompt_name: str | None = None) -> dict[int, np.ndarray]:
+        """See `TokenEncoder.encode_tokens`."""
+        ids_BT, mask_BT = self.tokenizing().padded(ids)
+        group = TokenGroup(torch.from_numpy(ids_BT), torch.from_numpy(mask_BT))
+        return self._heads(self.student.pooled(group.to(next(self.student.parameters()).device)), dims)
 
     def _rows(self, texts: Texts, images: Pictures) -> list[tuple[str | None, Picture | None]]:
         """A text, an image, or both, for every row; raises `ConfigError` where a row has neither."""

@@ -7,16 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jasper_ray.config import ConfigError
+from jasper_ray.config import ConfigError, setting_differences
 from jasper_ray.data.files import SourceFiles
 from jasper_ray.data.shards import Shard
-
-
-def setting_differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """What was written otherwise in nested settings, one entry a value, such as `seed was 0 and is now 1`."""
-    was, now = _flat(old), _flat(new)
-    names = [name for name in {**was, **now} if was.get(name) != now.get(name)]
-    return [f"{name} was {was.get(name)!r} and is now {now.get(name)!r}" for name in names]
 
 
 def differences(
@@ -29,14 +22,6 @@ def differences(
     changed = [name for (name, content), found in zip(contents, files, strict=False) if content != found.content]
     found = setting_differences(old, new) or [f"the files of source {', '.join(changed)} have changed"]
     return "; ".join(found)
-
-
-def _flat(value: object, name: str = "") -> dict[str, object]:
-    """Nested dicts and lists as one dict, its keys like `corpus.sources.0.path`."""
-    if not isinstance(value, (dict, list)):
-        return {name: value}
-    items = value.items() if isinstance(value, dict) else enumerate(value)
-    return {key: leaf for part, child in items for key, leaf in _flat(child, f"{name}.{part}".lstrip(".")).items()}
 
 
 def check_writable(folder: Path) -> None:

@@ -58,13 +58,13 @@ def plain_errors() -> Iterator[None]:
 
 
 def check_room(cpus: float, gpus: float) -> None:
-    """Refuse a cluster that can never run the recipe."""
+    """Refuse a cluster that can never run the job."""
     found = ray.cluster_resources()
     for name, needed in (("CPU", cpus), ("GPU", gpus)):
         if needed > found.get(name, 0.0) + 1e-6:
             raise ConfigError(
-                f"the recipe reserves {needed:g} {name}s at once, but the cluster has {found.get(name, 0.0):g}; "
-                f"lower the teachers' pool or the stage's workers, their cpus or gpus, or add machines"
+                f"{needed:g} {name}s would be reserved at once, but the cluster has {found.get(name, 0.0):g}; "
+                "lower pools, workers, or their cpus or gpus, or add machines"
             )
 
 

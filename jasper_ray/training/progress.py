@@ -10,6 +10,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from jasper_ray.command import duration
+
 logger = logging.getLogger(__name__)
 
 EVERY_S = 5.0
@@ -79,12 +81,3 @@ def progress_line(name: str, unit: str, records: Sequence[dict[str, Any]], total
         f"{name}  step {done}/{total_steps}  loss {loss:.4g}  {rows / seconds:.0f} {unit}/s  "
         f"{waited / seconds:.0%} waiting  {duration((total_steps - done) * seconds / len(records))} left"
     )
-
-
-def duration(seconds: float) -> str:
-    """`1 h 5 min`, `2 min 10 s`, `8 s`."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes} min"
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"

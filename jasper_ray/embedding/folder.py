@@ -1,0 +1,197 @@
+"""An output folder: what lies where, whose vectors these are, and what is finished.
+
+job.json                     what decides the vectors; a call that differs in it is refused
+ranges-<dim>.json            what int8 columns of that size were stretched over
+inputs.jsonl                 every input file that was ever seen, and its rows
+vectors/  rejected/          a file for each block
+records/                     what became of the blocks since the manifest was written
+manifest.json                the account, when all of it is done
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from filelock import FileLock, Timeout
+from pydantic import ValidationError
+
+from jasper_ray.config import ConfigError, Settings, setting_differences
+from jasper_ray.embedding.inputs import InputFile, KnownFile
+from jasper_ray.embedding.manifest import Manifest
+from jasper_ray.embedding.output import VECTORS, Record, read_record
+from jasper_ray.embedding.scan import Scan
+from jasper_ray.embedding.settings import EmbedSettings, VectorColumn
+from jasper_ray.embedding.store import Store
+from jasper_ray.vectors import Dtype
+
+logger = logging.getLogger(__name__)
+
+JOB, INPUTS, MANIFEST, RECORDS = "job.json", "inputs.jsonl", "manifest.json", "records"
+
+
+class Resolved(Settings):
+    """What was left open in the settings, as the first call decided it."""
+
+    prompt: str
+    """The text put before every text."""
+    vectors: tuple[VectorColumn, ...]
+    precision: Dtype
+    agreement: float | None
+    """Least cosine of a sample's vectors in this precision with those in float32; None for float32 itself."""
+    max_length: int
+    """Tokens; 0 for a model that takes texts alone."""
+
+
+class Job(Settings):
+    """Whose vectors lie in a folder."""
+
+    model: str
+    """As it was named; not decisive: a model may move."""
+    weights: str
+    """What identifies it."""
+    asked: dict[str, Any]
+    """`EmbedSettings.decisive`."""
+    resolved: Resolved
+
+
+class ScannedFile(Settings):
+    """An input file and what it holds."""
+
+    file: KnownFile
+    scan: Scan
+
+
+class OutputFolder:
+    """The folder of one embedded corpus."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+
+    def job(self) -> Job | None:
+        """Whose vectors lie here; None in a new folder."""
+        return self._read(JOB, Job)
+
+    def manifest(self) -> Manifest | None:
+        """The account of the last call that ended."""
+        return self._read(MANIFEST, Manifest)
+
+    def _read(self, name: str, kind: type[Any]) -> Any:
+        data = self.store.read(name)
+        try:
+            return None if data is None else kind.model_validate_json(data.to_pybytes())
+        except ValidationError as error:
+            raise ConfigError(
+                f"{name} in {self.store.address} is damaged or of another version ({error.error_count()} faults); "
+                "choose another --output"
+            ) from error
+
+    def write(self, name: str, value: Settings) -> None:
+        """Write one of the files above."""
+        self.store.write(name, value.model_dump_json(indent=1).encode())
+
+    def check(self, settings: EmbedSettings, weights: str) -> Job | None:
+        """The job of before if it asked for the same; raises `ConfigError` with what differs."""
+        job = self.job()
+        if job is None:
+            return None
+        differences = setting_differences(
+            {"model's weights": job.weights, **job.asked}, {"model's weights": weights, **settings.decisive()}
+        )
+        if differences:
+            raise ConfigError(
+                f"{self.store.address} holds vectors made otherwise: {'; '.join(differences)}; "
+                "choose another --output, or ask for the same as before"
+            )
+        return job
+
+    def known(self) -> dict[str, ScannedFile]:
+        """The files that were seen before, by name."""
+        data = self.store.read(INPUTS)
+        lines = data.to_pybytes().splitlines() if data is not None else []
+        found = [ScannedFile.model_validate_json(line) for line in lines]
+        return {each.file.name: each for each in found}
+
+    def keep_known(self, files: Iterable[ScannedFile]) -> None:
+        """Write down which files were seen. Where blocks begin is found again when it is needed."""
+        slim = [each.model_copy(update={"scan": each.scan.model_copy(update={"offsets": ()})}) for each in files]
+        self.store.write(INPUTS, "".join(each.model_dump_json() + "\n" for each in slim).encode())
+
+    def check_unchanged(self, files: Sequence[InputFile], known: Mapping[str, ScannedFile]) -> None:
+        """Refuse files that changed since they were first seen: some of their rows may be embedded already."""
+        for file in files:
+            before = known.get(file.known.name)
+            if before and before.file != file.known and not before.scan.fault:
+                raise ConfigError(
+                    f"{file.known.name} has changed since its rows were first embedded here; "
+                    "put changed texts into a new file, or choose another --output"
+                )
+
+    def finished(self) -> set[str]:
+        """Names of the blocks whose vectors are here."""
+        return set(self.store.names(VECTORS))
+
+    def records(self, finished: Iterable[str]) -> dict[str, Record]:
+        """The records of finished blocks, by name: from where they were kept, else from the files themselves."""
+        manifest = self.manifest()
+        kept = {record.name: record for record in manifest.blocks} if manifest else {}
+        for part in self.store.names(RECORDS):
+            data = self.store.read(f"{RECORDS}/{part}")
+            assert data is not None
+            for line in data.to_pybytes().splitlines():
+                record = Record.model_validate_json(line)
+                kept[record.name] = record
+        return {name: kept.get(name) or read_record(self.store, name) for name in sorted(finished)}
+
+    def keep_records(self, records: Sequence[Record]) -> None:
+        """Write down records that no manifest has yet."""
+        if records:
+            lines = "".join(record.model_dump_json() + "\n" for record in records)
+            self.store.write(f"{RECORDS}/{records[0].name}.jsonl", lines.encode())
+
+    def finish(self, manifest: Manifest) -> None:
+        """Write the account; it holds all records from now on."""
+        self.write(MANIFEST, manifest)
+        for part in self.store.names(RECORDS):
+            self.store.delete(f"{RECORDS}/{part}")
+
+    def ranges(self, dims: Iterable[int]) -> dict[int, np.ndarray]:
+        """What int8 columns are stretched over, float32 `[2, D]`, by size; raises `ConfigError` where it is missing."""
+        found = {}
+        for dim in dims:
+            data = self.store.read(f"ranges-{dim}.json")
+            if data is None:
+                raise ConfigError(f"ranges-{dim}.json is missing in {self.store.address}; choose another --output")
+            ranges = json.loads(data.to_pybytes())
+            found[dim] = np.array([ranges["least"], ranges["largest"]], np.float32)
+        return found
+
+    def keep_ranges(self, ranges: Mapping[int, np.ndarray]) -> None:
+        """Write what int8 columns are stretched over."""
+        for dim, (least_D, largest_D) in ranges.items():
+            value = {"least": least_D.tolist(), "largest": largest_D.tolist()}
+            self.store.write(f"ranges-{dim}.json", json.dumps(value).encode())
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes out, where the folder can be locked; raises `ConfigError` if one works here."""
+        if self.store.local is None:  # an object store has no locks
+            yield
+            return
+        lock = FileLock(self.store.local / ".lock", timeout=0)
+        try:
+            lock.acquire()
+        except Timeout as error:
+            raise ConfigError(
+                f"another process is embedding into {self.store.address}; wait for it, or choose another --output"
+            ) from error
+        except (OSError, NotImplementedError) as error:
+            logger.warning("%s cannot be locked (%s): let only one process work in it", self.store.address, error)
+        try:
+            yield
+        finally:
+            lock.release()

@@ -1,0 +1,111 @@
+"""The files of a corpus, found again at every call, each with what tells whether it is still the same."""
+
+from __future__ import annotations
+
+import hashlib
+import posixpath
+from dataclasses import dataclass
+from typing import get_args
+
+from pyarrow import fs
+
+from jasper_ray.config import ConfigError, Settings
+from jasper_ray.data.files import COMPRESSIONS, SourceFiles, endings, find_files
+from jasper_ray.data.settings import path_title
+from jasper_ray.embedding.settings import EmbedSettings, Format
+
+FORMATS: tuple[Format, ...] = get_args(Format)
+
+
+class KnownFile(Settings):
+    """An input file as it was when it was first met."""
+
+    name: str
+    """Its path, behind the name of its file system unless that is the local one."""
+    key: str
+    """Begins the names of its blocks' files."""
+    size: int | None
+    """Bytes."""
+    mtime_ns: int | None
+    """Time of its last change."""
+
+
+@dataclass(frozen=True)
+class InputFile:
+    """A file to read."""
+
+    known: KnownFile
+    filesystem: fs.FileSystem
+    path: str
+    """In that file system."""
+    format: Format
+
+    @property
+    def compressed(self) -> bool:
+        """Whether it can only be read from its beginning."""
+        return self.path.endswith(COMPRESSIONS[1:])
+
+
+@dataclass(frozen=True)
+class Located:
+    """A place to look for files of a format."""
+
+    path: str
+    format: str
+
+    @property
+    def title(self) -> str:
+        return path_title(self.path)
+
+
+def list_inputs(settings: EmbedSettings) -> list[InputFile]:
+    """Every file that the inputs name, once, in the order of their names.
+
+    Raises:
+        ConfigError: an input names no file, or files of several formats.
+    """
+    found: dict[str, InputFile] = {}
+    for path in settings.inputs:
+        form = settings.format or format_of(path)
+        for file in files_of(find_files(Located(path, form)), form):
+            found.setdefault(file.known.name, file)
+    return [found[name] for name in sorted(found)]
+
+
+def files_of(files: SourceFiles, form: Format) -> list[InputFile]:
+    infos = files.filesystem.get_file_info(list(files.paths))
+    scheme = "" if isinstance(files.filesystem, fs.LocalFileSystem) else f"{files.filesystem.type_name}://"
+    return [
+        InputFile(known_file(scheme + info.path, info.size, info.mtime_ns), files.filesystem, info.path, form)
+        for info in infos
+    ]
+
+
+def known_file(name: str, size: int | None, mtime_ns: int | None) -> KnownFile:
+    stem = posixpath.basename(name).split(".")[0][:40]
+    digest = hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()[:8]
+    return KnownFile(name=name, key=f"{stem}-{digest}", size=size, mtime_ns=mtime_ns)
+
+
+def format_of(path: str) -> Format:
+    """The one format whose files a path names, told by how their names end.
+
+    Raises:
+        ConfigError: none, or several.
+    """
+    faults: list[ConfigError] = []
+    formats: list[Format] = []
+    for form in FORMATS:
+        try:
+            found = find_files(Located(path, form)).paths
+        except ConfigError as error:
+            faults.append(error)
+            continue
+        if any(name.endswith(endings(form)) for name in found):
+            formats.append(form)
+    if len(formats) == 1:
+        return formats[0]
+    if len(faults) == len(FORMATS):
+        raise ConfigError(f"found no parquet, jsonl, csv or txt file at {path}; change --input, or give --format")
+    what = f"files of several formats, {', '.join(formats)}" if formats else "a file whose name tells no format"
+    raise ConfigError(f"found {what} at {path}; give --format")

@@ -1,0 +1,99 @@
+"""A folder in any file system that pyarrow knows, in which files appear whole or not at all."""
+
+from __future__ import annotations
+
+import posixpath
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+from pyarrow import fs
+
+from jasper_ray.config import ConfigError
+
+APPEAR_WHOLE = ("s3", "gcs", "abfs")
+"""Object stores: an object is seen when all of it is there. Elsewhere a file is written aside, then renamed."""
+
+
+@dataclass(frozen=True)
+class Store:
+    """A folder."""
+
+    filesystem: fs.FileSystem
+    root: str
+    """Its path in that file system."""
+    address: str
+    """What the user calls it."""
+
+    def write(self, name: str, data: bytes | pa.Buffer) -> None:
+        """Write a file of that name, whole, in the place of one that is there."""
+        path = posixpath.join(self.root, name)
+        folder, _, last = path.rpartition("/")
+        if self.filesystem.type_name in APPEAR_WHOLE:
+            self._fill(path, data)
+            return
+        self.filesystem.create_dir(folder, recursive=True)
+        staging = f"{folder}/.{last}.{uuid.uuid4().hex[:8]}"
+        try:
+            self._fill(staging, data)
+            self.filesystem.move(staging, path)
+        except BaseException:
+            if self.filesystem.get_file_info(staging).type == fs.FileType.File:
+                self.filesystem.delete_file(staging)
+            raise
+
+    def _fill(self, path: str, data: bytes | pa.Buffer) -> None:
+        with self.filesystem.open_output_stream(path, compression=None) as stream:
+            stream.write(data)
+
+    def holds(self, name: str) -> bool:
+        """Whether a file of that name is there."""
+        return bool(self.filesystem.get_file_info(posixpath.join(self.root, name)).type == fs.FileType.File)
+
+    def read(self, name: str) -> pa.Buffer | None:
+        """All of a file; None where there is none."""
+        if not self.holds(name):
+            return None
+        with self.open(name) as stream:
+            return stream.read_buffer()
+
+    def open(self, name: str) -> pa.NativeFile:
+        """A file to read parts of."""
+        return self.filesystem.open_input_file(posixpath.join(self.root, name))
+
+    def names(self, folder: str) -> list[str]:
+        """Names of the files directly in a folder, sorted; those of unfinished files are left out."""
+        selector = fs.FileSelector(posixpath.join(self.root, folder), allow_not_found=True)
+        infos = self.filesystem.get_file_info(selector)
+        return sorted(info.base_name for info in infos if info.is_file and not info.base_name.startswith("."))
+
+    def delete(self, name: str) -> None:
+        """Remove a file that is there."""
+        self.filesystem.delete_file(posixpath.join(self.root, name))
+
+    @property
+    def local(self) -> Path | None:
+        """The folder's path where it lies in a local or mounted file system."""
+        return Path(self.root) if isinstance(self.filesystem, fs.LocalFileSystem) else None
+
+
+def open_store(address: str) -> Store:
+    """The folder at a path or URI, made where it is missing.
+
+    Raises:
+        ConfigError: it cannot be written.
+    """
+    try:
+        if "://" in address:
+            filesystem, root = fs.FileSystem.from_uri(address)
+        else:
+            filesystem, root = fs.LocalFileSystem(), str(Path(address).expanduser().absolute())
+        store = Store(filesystem, root.rstrip("/"), address)
+        store.write(".writable", b"")
+        store.delete(".writable")
+    except (pa.ArrowException, OSError) as error:
+        raise ConfigError(
+            f"cannot write to {address} ({str(error).splitlines()[0]}); choose another --output"
+        ) from error
+    return store
