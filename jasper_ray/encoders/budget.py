@@ -69,7 +69,6 @@ class TokenBudget:
                 "compute in bfloat16, or give the model a device with more memory"
             )
         self.tokens = max(longest, rows * longest // 2)
-        self.max_rows = max(1, min(self.max_rows, rows // 2))
         logger.warning("out of memory at %d rows of %d tokens; from now on %d tokens", rows, longest, self.tokens)
         gc.collect()
         if torch.cuda.is_available():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -19,16 +20,19 @@ logger = logging.getLogger(__name__)
 def ray_session(cpus: float, gpus: float) -> Iterator[None]:
     """A Ray in which `cpus` and `gpus` can be reserved at once.
 
-    RAY_ADDRESS (which `ray job submit` sets) names a running cluster; without it one is started for this process alone,
-    and ends with it. A local Ray counts as many processors as the reservations need: on a laptop they order the work,
-    and the operating system shares the cores.
+    A program that has joined a Ray already stays in it. RAY_ADDRESS (which `ray job submit` sets) names a running
+    cluster; without it one is started for this process alone, and ends with it. A local Ray counts as many processors
+    as the reservations need: on a laptop they order the work, and the operating system shares the cores.
 
     Raises:
         ConfigError: the running cluster is too small, which would otherwise be waited for in vain.
     """
     address = os.environ.get("RAY_ADDRESS")
     logging.getLogger("ray").setLevel(logging.ERROR)  # its hints are for its own developers; errors stay
-    if address:
+    joined_before = ray.is_initialized()
+    if joined_before:
+        logger.info("staying in the Ray that this program has joined")
+    elif address:
         logger.info("joining Ray at %s", address)
         ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
     else:
@@ -42,7 +46,8 @@ def ray_session(cpus: float, gpus: float) -> Iterator[None]:
         with plain_errors():
             yield
     finally:
-        ray.shutdown()
+        if not joined_before:
+            ray.shutdown()
 
 
 @contextmanager
@@ -78,5 +83,6 @@ def set_up_data(context: DataContext) -> None:
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.issue_detectors_config.detectors = []
+    warnings.filterwarnings("ignore", "The m..imum number of concurrent", UserWarning)  # small data leave actors idle
     for name in ("ray.data", "ray.train"):
         logging.getLogger(name).setLevel(logging.ERROR)

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -23,7 +24,7 @@ from jasper_ray.embedding.folder import Job, OutputFolder
 from jasper_ray.embedding.inputs import list_inputs
 from jasper_ray.embedding.manifest import Manifest, totals
 from jasper_ray.embedding.output import REJECTED, VECTORS, Record, encode_block, vector_table
-from jasper_ray.embedding.plan import Span, plan_spans, read_span
+from jasper_ray.embedding.plan import Span, read_span
 from jasper_ray.embedding.rows import Columns
 from jasper_ray.embedding.settings import EmbedSettings, VectorColumn
 from jasper_ray.embedding.store import Store, open_store
@@ -61,9 +62,9 @@ def verify_corpus(settings: EmbedSettings, output: str) -> str:
         faults = check_account(manifest, folder)
         logger.info("checking %d files", len(manifest.blocks))
         faults += check_files(manifest.blocks, job.resolved.vectors, folder.store)
+        if faults:
+            raise ConfigError(f"{len(faults)} faults in {output}, the first: {faults[0]}")
         least, rows = check_sample(settings, folder, job, manifest)
-    if faults:
-        raise ConfigError(f"{len(faults)} faults in {output}, the first: {faults[0]}")
     return (
         f"{len(manifest.blocks):,} files with {manifest.embedded:,} vectors are as the manifest says; "
         f"{rows:,} rows embedded again have a cosine of at least {least:.5f} with what is stored"
@@ -156,13 +157,14 @@ def sample_spans(settings: EmbedSettings, manifest: Manifest) -> list[Span]:
     there = [file for file in files if file.known.name in known]
     chosen = there[:: max(1, len(there) // SAMPLE_BLOCKS)][:SAMPLE_BLOCKS]
     columns = Columns(settings.text_column, settings.copied)
-    scans = scan_files(chosen, columns, settings.block_rows)
-    spans = [
-        span
+    block_rows = settings.block_rows
+    scans = scan_files(chosen, columns, block_rows)
+    blocks = [
+        Span(file, (block,), block_rows, scan.offsets[block] if scan.offsets else 0)
         for file, scan in zip(chosen, scans, strict=True)
-        for span in plan_spans(file, scan, settings.block_rows, ())
+        for block in range(math.ceil(scan.rows / block_rows))
     ]
-    return spans[:: max(1, len(spans) // SAMPLE_BLOCKS)][:SAMPLE_BLOCKS]
+    return blocks[:: max(1, len(blocks) // SAMPLE_BLOCKS)][:SAMPLE_BLOCKS]
 
 
 def embed_again(

@@ -1,0 +1,342 @@
+"""Embedding on Ray: every row accounted for, whatever is in the files and whatever is killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import ray
+from ray.cluster_utils import Cluster
+from small_student import small_student
+
+from jasper_ray.assets import locate
+from jasper_ray.config import ConfigError
+from jasper_ray.embedding import EmbedSettings
+from jasper_ray.embedding.manifest import Manifest
+from jasper_ray.encoders import load_encoder
+from jasper_ray.pipelines.embed import default_pool, embed_corpus
+from jasper_ray.pipelines.verify import verify_corpus
+from jasper_ray.vectors import least_cosine
+
+pytestmark = pytest.mark.slow
+
+POOL = {"cpus": 0.5, "threads": 1}
+TWO = {**POOL, "min_size": 2, "max_size": 2}
+
+
+@pytest.fixture(scope="module")
+def local_ray() -> Iterator[None]:
+    ray.init("local", num_cpus=2, object_store_memory=200 << 20, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def student(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return small_student(tmp_path_factory.mktemp("model") / "student")
+
+
+def sentences(rows: int) -> list[str]:
+    lines = Path(locate("pypi:vader-sentences")).read_text(encoding="utf-8").splitlines()
+    return [lines[row % len(lines)] for row in range(rows)]
+
+
+def settings(student: Path, *inputs: Path, **changes: Any) -> EmbedSettings:
+    usual = {"precision": "float32", "block_rows": 50, "pool": POOL, "batch_tokens": 500}
+    return EmbedSettings.model_validate({"model": str(student), "inputs": [str(i) for i in inputs], **usual, **changes})
+
+
+def vectors(output: Path) -> pa.Table:
+    return pq.read_table(output / "vectors")
+
+
+def bytes_of(output: Path) -> dict[str, tuple[bytes, int]]:
+    """Contents and modification times of the finished files."""
+    files = (output / "vectors").glob("*.parquet")
+    return {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in files}
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_several_columns_from_one_pass_with_what_was_asked_for(student: Path, tmp_path: Path) -> None:
+    texts = sentences(230)
+    (tmp_path / "in").mkdir()
+    pq.write_table(
+        pa.table({"key": range(230), "body": texts, "kind": ["a", "b"] * 115}), tmp_path / "in" / "a.parquet"
+    )
+    columns = [
+        {"dim": 96},
+        {"dim": 32, "dtype": "int8"},
+        {"dim": 32, "dtype": "binary"},
+        {"dim": 32, "dtype": "float16"},
+    ]
+    asked = settings(
+        student,
+        tmp_path / "in",
+        text_column="body",
+        id_column="key",
+        carry=["kind"],
+        vectors=columns,
+        precision="bfloat16",
+        prompt="s2p_query",
+    )
+    manifest = embed_corpus(asked, str(tmp_path / "out"))
+    table = vectors(tmp_path / "out").sort_by("key")
+    assert table.column_names == ["key", "kind", "vector_96", "vector_32_int8", "vector_32_binary", "vector_32_float16"]
+    assert table["key"].to_pylist() == list(range(230))
+    assert table["kind"].to_pylist() == ["a", "b"] * 115
+    exact = load_encoder(str(student)).encode_heads(texts, "s2p_query")
+    assert least_cosine(np.stack(table["vector_96"].to_numpy()), exact[96]) >= 0.999
+    assert least_cosine(np.stack(table["vector_32_float16"].to_numpy()), exact[32]) >= 0.999
+    signs = np.unpackbits((np.array(table["vector_32_binary"].to_pylist()) + 128).astype(np.uint8), axis=1)
+    assert (signs == (exact[32] > 0)).mean() > 0.99
+    assert (manifest.rows, manifest.embedded, manifest.rejected) == (230, 230, {})
+    assert manifest.texts == len(set(texts))
+    assert manifest.agreement is not None
+    assert manifest.agreement >= 0.999
+    assert 0 <= manifest.padding_share < 0.2
+    assert "vectors are as the manifest says; 200 rows embedded again" in verify_corpus(asked, str(tmp_path / "out"))
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_every_bad_row_is_accounted_for_and_the_good_ones_are_embedded(student: Path, tmp_path: Path) -> None:
+    corpus = tmp_path / "in"
+    corpus.mkdir()
+    good = ["plain", "emoji 👩‍🚀", "nul \x00 byte", "שלום עולם", "word " * 20_000]
+    lines = [json.dumps({"text": text}) for text in good]
+    bad = ['{"text": null}', '{"text": 3.5}', '{"text": "  "}', '{"text": "\\udc00"}', "not json"]
+    (corpus / "a.jsonl").write_text("\n".join([*lines, *bad, *lines]) + "\n", encoding="utf-8")
+    (corpus / "b.jsonl").write_text('{"body": "no such key"}\n')
+    (corpus / "c.jsonl.gz").write_bytes(b"\x1f\x8b cut off")
+    asked = settings(student, corpus)
+    with pytest.raises(ConfigError, match=r"2 of 3 files cannot be read, such as .*--max-rejected"):
+        embed_corpus(asked, str(tmp_path / "out"))
+    asked = settings(student, corpus, max_rejected=0.7)
+    manifest = embed_corpus(asked, str(tmp_path / "out"))
+    assert (manifest.rows, manifest.embedded) == (15, 10)
+    assert manifest.rejected == {"empty": 1, "malformed": 1, "not_text": 1, "null": 1, "undecodable": 1}
+    assert [bool(file.fault) for file in manifest.files] == [False, True, True]
+    rejected = pq.read_table(tmp_path / "out" / "rejected")
+    assert rejected["row"].to_pylist() == [5, 6, 7, 8, 9]
+    assert set(rejected["file"].to_pylist()) == {str(corpus / "a.jsonl")}
+    expected = load_encoder(str(student)).encode(good)
+    table = vectors(tmp_path / "out")
+    assert np.abs(np.stack(table["vector_32"].to_numpy())[:5] - expected).max() < 1e-5
+    assert table["id"].to_pylist()[-1] == f"{corpus / 'a.jsonl'}#14"
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_too_many_bad_rows_stop_the_job_and_nothing_is_lost(student: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("good\n\n\n")
+    with pytest.raises(ConfigError, match=r"2 of 3 rows were set aside.*rejected says why"):
+        embed_corpus(settings(student, tmp_path / "a.txt"), str(tmp_path / "out"))
+    before = bytes_of(tmp_path / "out")
+    manifest = embed_corpus(settings(student, tmp_path / "a.txt", max_rejected=1), str(tmp_path / "out"))
+    assert (manifest.rows, manifest.embedded, manifest.work) == (3, 1, None)
+    assert bytes_of(tmp_path / "out") == before
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_files_that_are_added_are_all_that_is_embedded(student: Path, tmp_path: Path) -> None:
+    corpus = tmp_path / "in"
+    corpus.mkdir()
+    (corpus / "a.txt").write_text("\n".join(sentences(120)))
+    embed_corpus(settings(student, corpus), str(tmp_path / "out"))
+    before = bytes_of(tmp_path / "out")
+    (corpus / "b.txt").write_text("\n".join(sentences(70)))
+    manifest = embed_corpus(settings(student, corpus), str(tmp_path / "out"))
+    assert manifest.work
+    assert (manifest.rows, manifest.work.rows) == (190, 70)
+    after = bytes_of(tmp_path / "out")
+    assert {name: after[name] for name in before} == before
+    (corpus / "a.txt").unlink()
+    again = embed_corpus(settings(student, corpus), str(tmp_path / "out"))
+    assert (again.rows, again.work) == (190, None)
+    with pytest.raises(ConfigError, match=r"prompt was None and is now 's2s_query'"):
+        embed_corpus(settings(student, corpus, prompt="s2s_query"), str(tmp_path / "out"))
+
+
+@pytest.mark.usefixtures("local_ray")
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"vectors": [{"dim": 64}]}, "no head of size 64; this model has 32, 96"),
+        ({"prompt": "search"}, "no prompt 'search'"),
+        ({"text_column": "body"}, "cannot be read.*no column 'body'"),
+        ({"pool": {**POOL, "cpus": 64}}, "CPUs would be reserved at once"),
+    ],
+)
+def test_what_the_model_or_the_texts_do_not_have_is_said(
+    student: Path, tmp_path: Path, changes: dict[str, Any], told: str
+) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "a"}\n')
+    with pytest.raises(ConfigError, match=told):
+        embed_corpus(settings(student, tmp_path / "a.jsonl", **changes), str(tmp_path / "out"))
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_verify_finds_what_was_changed(student: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("\n".join(sentences(120)))
+    asked = settings(student, tmp_path / "a.txt")
+    embed_corpus(asked, str(tmp_path / "out"))
+    assert "3 files with 120 vectors" in verify_corpus(asked, str(tmp_path / "out"))
+    [first, second, third] = sorted((tmp_path / "out" / "vectors").glob("*.parquet"))
+    whole = first.read_bytes()
+    first.write_bytes(second.read_bytes())
+    with pytest.raises(ConfigError, match=r"000000.parquet has other bytes than were written"):
+        verify_corpus(asked, str(tmp_path / "out"))
+    first.write_bytes(whole)
+    third.unlink()
+    with pytest.raises(ConfigError, match=r"000002.parquet is missing"):
+        verify_corpus(asked, str(tmp_path / "out"))
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_an_actor_that_is_killed_is_replaced_and_nothing_is_lost(student: Path, tmp_path: Path) -> None:
+    rows = 1500
+    (tmp_path / "a.txt").write_text("\n".join(sentences(rows)))
+    output = tmp_path / "out"
+    killer = Killer(output / "vectors", after=5)
+    with killer:
+        manifest = embed_corpus(settings(student, tmp_path / "a.txt", pool=TWO), str(output))
+    assert killer.killed
+    assert (manifest.rows, manifest.embedded, len(manifest.blocks)) == (rows, rows, 30)
+    ids = vectors(output)["id"].to_pylist()
+    assert len(ids) == len(set(ids)) == rows
+
+
+class Killer:
+    """Kills one embedding actor when so many files are there."""
+
+    def __init__(self, folder: Path, after: int) -> None:
+        self.folder = folder
+        self.after = after
+        self.killed = 0
+        self.over = threading.Event()
+        self.thread = threading.Thread(target=self.watch)
+
+    def watch(self) -> None:
+        while not self.over.wait(0.02):
+            if len(list(self.folder.glob("*.parquet"))) >= self.after:
+                self.killed = kill_one("EmbedBlocks")
+                return
+
+    def __enter__(self) -> Killer:
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.over.set()
+        self.thread.join()
+
+
+def kill_one(title: str) -> int:
+    """SIGKILL for a Ray worker below this process whose title has that word; its pid."""
+    for process in psutil.Process().children(recursive=True):
+        try:
+            if title in " ".join(process.cmdline()) and "ray::" in " ".join(process.cmdline()):
+                process.send_signal(signal.SIGKILL)
+                return process.pid
+        except psutil.Error:
+            continue
+    return 0
+
+
+JOB = """
+import sys
+from jasper_ray import command
+from jasper_ray.embedding import EmbedSettings
+from jasper_ray.pipelines.embed import embed_corpus
+command.run(lambda: embed_corpus(EmbedSettings.model_validate_json(sys.argv[1]), sys.argv[2]))
+"""
+
+
+def test_a_job_that_is_killed_anywhere_continues_with_each_id_exactly_once(student: Path, tmp_path: Path) -> None:
+    rows, blocks = 1500, 30
+    (tmp_path / "a.txt").write_text("\n".join(sentences(rows)))
+    asked = settings(student, tmp_path / "a.txt", pool=TWO)
+    output = tmp_path / "out"
+    kept: dict[str, tuple[bytes, int]] = {}
+    for share in (0.3, 0.6, 0.9):
+        kill_at(asked, output, round(share * blocks))
+        now = bytes_of(output)
+        assert {name: now[name] for name in kept} == kept
+        kept = now
+    assert len(kept) >= 0.9 * blocks
+    manifest = embed_corpus(asked, str(output))
+    now = bytes_of(output)
+    assert {name: now[name] for name in kept} == kept
+    assert manifest.work
+    assert manifest.work.rows == rows - 50 * len(kept)
+    ids = vectors(output)["id"].to_pylist()
+    assert len(ids) == len(set(ids)) == rows
+    assert "30 files with 1,500 vectors" in verify_corpus(asked, str(output))
+
+
+def kill_at(asked: EmbedSettings, output: Path, files: int) -> None:
+    """Run the job in a process of its own and kill all of it when so many files are there."""
+    environment = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0"}
+    command = [sys.executable, "-c", JOB, asked.model_dump_json(), str(output)]
+    job = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL, start_new_session=True)
+    folder = output / "vectors"
+    while job.poll() is None and len(list(folder.glob("*.parquet"))) < files:
+        threading.Event().wait(0.02)
+    assert job.poll() is None, "it ended before it could be killed"
+    family = [*psutil.Process(job.pid).children(recursive=True), psutil.Process(job.pid)]
+    for process in family:
+        try:
+            process.kill()
+        except psutil.NoSuchProcess:
+            continue
+    psutil.wait_procs(family, timeout=30)
+    job.wait()
+
+
+def test_a_node_that_is_lost_costs_nothing_but_time(student: Path, tmp_path: Path) -> None:
+    ray.shutdown()
+    rows = 1500
+    (tmp_path / "a.txt").write_text("\n".join(sentences(rows)))
+    output = tmp_path / "out"
+    asked = settings(student, tmp_path / "a.txt", pool={**TWO, "cpus": 1})
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "object_store_memory": 150 << 20})
+    try:
+        second = cluster.add_node(num_cpus=2, object_store_memory=150 << 20)
+        ray.init(cluster.address, log_to_driver=False)
+        over = threading.Event()
+
+        def lose() -> None:
+            while not over.wait(0.02):
+                if len(list((output / "vectors").glob("*.parquet"))) >= 5:
+                    cluster.remove_node(second, allow_graceful=False)
+                    return
+
+        loser = threading.Thread(target=lose)
+        loser.start()
+        manifest = embed_corpus(asked, str(output))
+        over.set()
+        loser.join()
+        assert len([node for node in ray.nodes() if node["Alive"]]) == 1
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+    assert (manifest.rows, manifest.embedded) == (rows, rows)
+    ids = vectors(output)["id"].to_pylist()
+    assert len(ids) == len(set(ids)) == rows
+
+
+def test_the_pool_is_what_the_cluster_has() -> None:
+    assert default_pool(2, 0).model_dump() == {"min_size": 2, "max_size": 2, "cpus": 0.8, "gpus": 0.0, "threads": 1}
+    assert default_pool(64, 0).max_size == 16
+    assert default_pool(32, 4).model_dump() == {"min_size": 1, "max_size": 4, "cpus": 1.0, "gpus": 1.0, "threads": None}
+    assert Manifest.model_fields["rows"].description

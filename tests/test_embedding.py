@@ -1,0 +1,522 @@
+"""Embedding without Ray: rows and reasons, blocks, tokens, budgets, quantised vectors, and what a folder refuses."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.util import quantize_embeddings
+from small_student import BASE, small_student
+
+from jasper_ray.assets import locate
+from jasper_ray.config import ConfigError
+from jasper_ray.embedding.block import Preparation, unpack
+from jasper_ray.embedding.folder import Job, OutputFolder, Resolved, ScannedFile
+from jasper_ray.embedding.inputs import list_inputs
+from jasper_ray.embedding.output import BlockWriter, encode_block, parquet, read_record
+from jasper_ray.embedding.plan import Span, block_name, block_of, plan_spans, read_span
+from jasper_ray.embedding.request import settings_of
+from jasper_ray.embedding.rows import DETAIL, REASON, TEXT, Columns, read_rows
+from jasper_ray.embedding.scan import Scan, scan
+from jasper_ray.embedding.settings import EmbedSettings, VectorColumn, vector_column
+from jasper_ray.embedding.store import open_store
+from jasper_ray.encoders import TokenEncoder, load_encoder
+from jasper_ray.encoders.budget import TokenBudget
+from jasper_ray.encoders.tokenizing import Ids
+from jasper_ray.vectors import int8_ranges, least_cosine, quantise_binary, quantise_int8
+
+TEXTS = [
+    "a red boat",
+    "¿Qué tal? 你好",
+    "The wing stalls at high speed. " * 30,
+    "x",
+    "naïve façade",
+    "שלום עולם",
+    "👩‍🚀 in orbit",
+]
+
+
+@pytest.fixture(scope="module")
+def student(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return small_student(tmp_path_factory.mktemp("model") / "student")
+
+
+@pytest.fixture(scope="module")
+def sentences() -> list[str]:
+    return Path(locate("pypi:vader-sentences")).read_text(encoding="utf-8").splitlines()[:300]
+
+
+def settings(folder: Path, **changes: Any) -> EmbedSettings:
+    return EmbedSettings.model_validate({"model": "unused", "inputs": (str(folder),), "block_rows": 4, **changes})
+
+
+def rows_of_file(path: Path, *copied: str, **changes: Any) -> list[tuple[str | None, str | None]]:
+    """Text and reason of every row of the only file there is."""
+    [file] = list_inputs(settings(path, **changes))
+    tables = [table for _, table in read_rows(file, Columns("text", copied))]
+    table = pa.concat_tables(tables)
+    return list(zip(table[TEXT].to_pylist(), table[REASON].to_pylist(), strict=True))
+
+
+# rows
+
+
+def test_lines_of_text_are_rows_and_nothing_is_skipped(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_bytes("\ufeffone\r\n\n  \ntw\x00o\u2028same line\n".encode() + b"caf\xe9\nlast")
+    assert rows_of_file(path) == [
+        ("one", None),
+        (None, "empty"),
+        (None, "empty"),
+        ("tw\x00o\u2028same line", None),
+        (None, "undecodable"),
+        ("last", None),
+    ]
+
+
+def test_json_says_why_a_line_has_no_text(tmp_path: Path) -> None:
+    lines = [
+        b'{"text": "good", "n": 7}',
+        b'{"text": null}',
+        b'{"n": 1}',
+        b'{"text": 12}',
+        b'{"text": ""}',
+        b'{"text": "half \\ud83d of a pair"}',
+        b'{"text": "caf\xe9"}',
+        b'["text"]',
+        b'{"text": "cut',
+    ]
+    (tmp_path / "a.jsonl").write_bytes(b"\n".join(lines))
+    assert [reason for _, reason in rows_of_file(tmp_path)] == [
+        *(None, "null", "null", "not_text", "empty", "undecodable", "undecodable", "malformed", "malformed")
+    ]
+
+
+def test_csv_keeps_ragged_lines_as_rows_with_a_reason(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_bytes(b'id,text\n1,"two\nlines"\n2\n3,plain\n4,a,b\n5,caf\xe9\n6,\n')
+    assert rows_of_file(path, "id") == [
+        ("two\nlines", None),
+        (None, "malformed"),
+        ("plain", None),
+        (None, "malformed"),
+        (None, "undecodable"),
+        (None, "empty"),
+    ]
+
+
+def test_parquet_of_any_type_is_read_row_for_row(tmp_path: Path) -> None:
+    pq.write_table(
+        pa.table({"text": ["a", None, "", "b"], "n": [1, 2, 3, 4]}), tmp_path / "a.parquet", row_group_size=2
+    )
+    assert rows_of_file(tmp_path, "n") == [("a", None), (None, "null"), (None, "empty"), ("b", None)]
+    pq.write_table(pa.table({"text": [1, 2]}), tmp_path / "a.parquet")
+    assert [reason for _, reason in rows_of_file(tmp_path)] == ["not_text", "not_text"]
+
+
+def test_texts_that_arrow_took_for_utf8_are_checked(tmp_path: Path) -> None:
+    raw = pa.array([b"good", b"caf\xe9"], pa.binary())
+    pq.write_table(pa.table({"text": raw.view(pa.string())}), tmp_path / "a.parquet")
+    assert rows_of_file(tmp_path) == [("good", None), (None, "undecodable")]
+
+
+def test_a_damaged_row_group_costs_its_own_rows_alone(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    texts = [f"text number {row}" for row in range(30)]
+    pq.write_table(pa.table({"text": texts}), path, row_group_size=10, compression="none", use_dictionary=False)
+    place = pq.ParquetFile(path).metadata.row_group(1).column(0).data_page_offset
+    data = bytearray(path.read_bytes())
+    data[place : place + 40] = b"\xff" * 40
+    path.write_bytes(data)
+    found = rows_of_file(tmp_path)
+    assert [text for text, _ in found[:10] + found[20:]] == texts[:10] + texts[20:]
+    assert {reason for _, reason in found[10:20]} == {"unreadable"}
+
+
+# scans and blocks
+
+
+def write_lines(folder: Path, form: str, rows: int) -> list[str]:
+    """A file of `rows` numbered texts."""
+    texts = [f"text {row} {'é' * (row % 3)}" for row in range(rows)]
+    if form == "parquet":
+        pq.write_table(pa.table({"text": texts}), folder / "a.parquet", row_group_size=3)
+    elif form == "csv":
+        (folder / "a.csv").write_text("text\n" + "".join(f'"{text}"\n' for text in texts), encoding="utf-8")
+    elif form == "jsonl":
+        (folder / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    elif form == "txt.gz":
+        (folder / "a.txt.gz").write_bytes(gzip.compress("\n".join(texts).encode()))
+    else:
+        (folder / "a.txt").write_text("\n".join(texts), encoding="utf-8")
+    return texts
+
+
+@pytest.mark.parametrize("form", ["txt", "txt.gz", "jsonl", "csv", "parquet"])
+@pytest.mark.parametrize("rows", [1, 4, 11, 12])
+def test_any_block_can_be_read_without_those_before_it(tmp_path: Path, form: str, rows: int) -> None:
+    texts = write_lines(tmp_path, form, rows)
+    [file] = list_inputs(settings(tmp_path))
+    columns = Columns("text", ())
+    found = scan(file, columns, 4)
+    assert (found.rows, found.fault) == (rows, "")
+    blocks = range(-(-rows // 4))
+    for block in blocks:
+        finished = {block_name(file.known.key, other) for other in blocks if other != block}
+        [span] = plan_spans(file, found, 4, finished)
+        [(number, table)] = read_span(span, columns, 4)
+        assert (number, span.rows) == (block, len(table))
+        assert table[TEXT].to_pylist() == texts[block * 4 : block * 4 + 4]
+
+
+def test_offsets_are_right_beyond_the_first_chunk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jasper_ray.embedding.scan.CHUNK_BYTES", 7)
+    texts = write_lines(tmp_path, "txt", 41)
+    [file] = list_inputs(settings(tmp_path))
+    found = scan(file, Columns("text", ()), 4)
+    data = (tmp_path / "a.txt").read_bytes()
+    assert [data[offset:].split(b"\n")[0].decode() for offset in found.offsets] == texts[::4]
+
+
+def test_a_file_that_cannot_be_read_is_said_to_be_so(tmp_path: Path) -> None:
+    write_lines(tmp_path, "parquet", 12)
+    whole = (tmp_path / "a.parquet").read_bytes()
+    (tmp_path / "cut.parquet").write_bytes(whole[:-20])
+    pq.write_table(pa.table({"body": ["x"]}), tmp_path / "other.parquet")
+    faults = {Path(f.path).name: scan(f, Columns("text", ()), 4).fault for f in list_inputs(settings(tmp_path))}
+    assert faults["a.parquet"] == ""
+    assert "magic" in faults["cut.parquet"].lower()
+    assert faults["other.parquet"] == "there is no column 'text'; its columns are body"
+
+
+def test_names_of_blocks_can_be_told_apart() -> None:
+    assert block_of(block_name("part-7-0a1b2c3d", 12)) == ("part-7-0a1b2c3d", 12)
+    assert block_of(block_name("x", 12_345_678)) == ("x", 12_345_678)
+
+
+def test_a_folder_of_two_formats_wants_to_be_told_which(tmp_path: Path) -> None:
+    write_lines(tmp_path, "txt", 3)
+    write_lines(tmp_path, "csv", 3)
+    with pytest.raises(ConfigError, match=r"several formats, csv, text.*--format"):
+        list_inputs(settings(tmp_path))
+    assert [Path(file.path).name for file in list_inputs(settings(tmp_path, format="csv"))] == ["a.csv"]
+
+
+def test_equal_texts_are_embedded_once_and_each_row_finds_its_own(tmp_path: Path) -> None:
+    values: list[str | None] = ["b", "a", None, "b", "", "a", "b"]
+    rows = rows_from_parquet(tmp_path, values)
+    block = Preparation(None, True, None, ()).block("n", "f", 100, rows)
+    assert block.texts["text"].to_pylist() == ["b", "a"]
+    assert block.kept[TEXT].to_pylist() == [0, 1, 0, 1, 0]
+    assert block.kept["id"].to_pylist() == ["f#100", "f#101", "f#103", "f#105", "f#106"]
+    assert block.rejected.select(["row", "reason"]).to_pylist() == [
+        {"row": 102, "reason": "null"},
+        {"row": 104, "reason": "empty"},
+    ]
+    assert unpack(block.packed()) == block
+
+
+def rows_from_parquet(folder: Path, values: Sequence[str | None], **columns: Sequence[Any]) -> pa.Table:
+    pq.write_table(pa.table({"text": pa.array(values, pa.string()), **columns}), folder / "rows.parquet")
+    [file] = list_inputs(settings(folder / "rows.parquet"))
+    return pa.concat_tables(table for _, table in read_rows(file, Columns("text", tuple(columns))))
+
+
+def test_long_texts_are_cut_or_set_aside(tmp_path: Path, student: Path) -> None:
+    tokenizing = load_encoder(str(student)).tokenizing()
+    rows = rows_from_parquet(tmp_path, ["short", "long " * 200, "short", "y " * 50_000])
+    cut = Preparation(tokenizing, True, None, ()).block("n", "f", 0, rows)
+    assert max(map(len, cut.texts["text"].to_pylist())) == 64
+    aside = Preparation(tokenizing, False, None, ()).block("n", "f", 0, rows)
+    assert aside.kept[TEXT].to_pylist() == [0, 0]
+    assert aside.rejected["reason"].to_pylist() == ["too_long", "too_long"]
+    assert aside.rejected["detail"][0].as_py() == "202 tokens"
+
+
+def test_ids_and_copied_columns_keep_their_types_and_a_row_without_id_is_set_aside(tmp_path: Path) -> None:
+    rows = rows_from_parquet(tmp_path, ["a", "b", "c"], key=[7, None, 9], price=[0.5, 1.5, None])
+    block = Preparation(None, True, "key", ("price",)).block("n", "f", 0, rows)
+    assert block.kept.drop_columns([TEXT]).to_pylist() == [{"key": 7, "price": 0.5}, {"key": 9, "price": None}]
+    assert block.kept.schema.field("key").type == pa.int64()
+    assert block.rejected["reason"].to_pylist() == ["no_id"]
+
+
+# vectors
+
+
+@pytest.mark.parametrize("model", ["student", BASE])
+@pytest.mark.parametrize("budget", [1, 300, 100_000])
+def test_any_budget_gives_what_sentence_transformers_gives(
+    model: str, budget: int, student: Path, sentences: list[str]
+) -> None:
+    name = str(student) if model == "student" else BASE
+    encoder = load_encoder(name)
+    texts = [*TEXTS, *sentences[:40]] if budget > 1 else TEXTS
+    found = embedded(encoder, texts, encoder.dims[:1], budget)[encoder.dims[0]]
+    expected = SentenceTransformer(locate(name)).encode(texts, normalize_embeddings=True)
+    assert np.abs(found - expected).max() < 2e-6
+
+
+def embedded(encoder: TokenEncoder, texts: Sequence[str], dims: Sequence[int], budget: int) -> dict[int, np.ndarray]:
+    tokenizing = encoder.tokenizing()
+    assert tokenizing
+    ids = [np.array(row, np.int32) for row in tokenizing(texts)]
+    return TokenBudget(budget).encode(lambda batch: encoder.encode_tokens(batch, dims), ids)[0]
+
+
+def test_every_head_comes_from_one_pass(student: Path) -> None:
+    encoder = load_encoder(str(student))
+    found = embedded(encoder, TEXTS, (96, 32), 500)
+    for dim in (96, 32):
+        assert np.abs(found[dim] - encoder.encode(TEXTS, dim=dim)).max() < 2e-6
+
+
+def test_in_bfloat16_vectors_stay_close(student: Path, sentences: list[str]) -> None:
+    exact = embedded(load_encoder(str(student)), sentences, (96, 32), 1000)
+    lower = embedded(load_encoder(str(student), dtype="bfloat16"), sentences, (96, 32), 1000)
+    assert all(least_cosine(exact[dim], lower[dim]) >= 0.999 for dim in (96, 32))
+
+
+def test_a_prompt_that_is_not_pooled_over_is_left_out_of_the_mean(tmp_path: Path) -> None:
+    model = SentenceTransformer(locate(BASE), prompts={"q": "query: find this "})
+    model[1].include_prompt = False
+    model.save(str(tmp_path / "model"))
+    encoder = load_encoder(str(tmp_path / "model"))
+    tokenizing = encoder.tokenizing("q")
+    assert tokenizing
+    ids = [np.array(row, np.int32) for row in tokenizing(TEXTS)]
+    found = encoder.encode_tokens(ids, encoder.dims, "q")[encoder.dims[0]]
+    assert np.abs(found - model.encode(TEXTS, prompt_name="q", normalize_embeddings=True)).max() < 2e-6
+
+
+def test_tokens_are_filled_up_on_the_side_that_the_tokenizer_says(student: Path) -> None:
+    tokenizing = load_encoder(str(student)).tokenizing()
+    assert tokenizing
+    ids = tokenizing(TEXTS)
+    for side in ("right", "left"):
+        tokenizing.tokenizer.padding_side = side
+        wanted = tokenizing.tokenizer.pad({"input_ids": ids}, return_tensors="np")
+        ids_BT, mask_BT = tokenizing.padded([np.array(row) for row in ids])
+        assert (ids_BT == wanted["input_ids"]).all()
+        assert (mask_BT == wanted["attention_mask"]).all()
+
+
+def test_the_same_numbers_as_sentence_transformers_own_quantisation(student: Path, sentences: list[str]) -> None:
+    x_ND = load_encoder(str(student)).encode(sentences)
+    ranges_RD = int8_ranges(x_ND[:100])  # others lie outside
+    assert (quantise_int8(x_ND, ranges_RD) == quantize_embeddings(x_ND, "int8", ranges=ranges_RD)).all()
+    assert (quantise_binary(x_ND) == quantize_embeddings(x_ND, "binary")).all()
+    assert (ranges_RD[1] > ranges_RD[0]).all()
+
+
+def lengths(*rows: int) -> list[np.ndarray]:
+    return [np.full(length, length, np.int32) for length in rows]
+
+
+def of_lengths(ids: Ids) -> dict[int, np.ndarray]:
+    """Stands for a model: each row's vector tells its length."""
+    return {1: np.array([[len(row)] for row in ids], np.float32)}
+
+
+def test_a_budget_bounds_tokens_with_padding_and_keeps_the_order() -> None:
+    seen: list[int] = []
+
+    def encode(ids: Ids) -> dict[int, np.ndarray]:
+        seen.append(len(ids) * max(map(len, ids)))
+        return of_lengths(ids)
+
+    found, computed = TokenBudget(20).encode(encode, lengths(3, 9, 1, 9, 30, 2, 2))
+    assert found[1][:, 0].tolist() == [3, 9, 1, 9, 30, 2, 2]
+    assert [tokens for tokens in seen if tokens > 20] == [30]
+    assert computed == sum(seen)
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("no"), RuntimeError("DefaultCPUAllocator: can't allocate memory")]
+)
+def test_a_batch_that_does_not_fit_is_halved_and_the_budget_remembers(error: RuntimeError) -> None:
+    tried: list[int] = []
+
+    def encode(ids: Ids) -> dict[int, np.ndarray]:
+        tried.append(len(ids) * max(map(len, ids)))
+        if tried[-1] > 24:
+            raise error
+        return of_lengths(ids)
+
+    budget = TokenBudget(100)
+    found, _ = budget.encode(encode, lengths(*[5] * 30, *[4] * 3))
+    assert found[1][:, 0].tolist() == [5] * 30 + [4] * 3
+    assert tried[:4] == [100, 50, 25, 10]
+    assert max(tried[4:]) <= 12
+    assert budget.tokens == 12
+
+
+def test_one_text_that_does_not_fit_alone_is_an_error_that_says_what_to_do() -> None:
+    def encode(ids: Ids) -> dict[int, np.ndarray]:
+        raise torch.OutOfMemoryError("no")
+
+    with pytest.raises(ConfigError, match=r"512 tokens does not fit.*bfloat16"):
+        TokenBudget(4096).encode(encode, lengths(512, 512))
+
+
+def test_other_errors_are_not_taken_for_want_of_memory() -> None:
+    def encode(ids: Ids) -> dict[int, np.ndarray]:
+        raise RuntimeError("shapes cannot be multiplied")
+
+    with pytest.raises(RuntimeError, match="multiplied"):
+        TokenBudget(4096).encode(encode, lengths(2))
+
+
+# files
+
+
+def test_a_file_of_vectors_is_plain_parquet_and_tells_its_own_record(tmp_path: Path, student: Path) -> None:
+    encoder = load_encoder(str(student))
+    columns = [vector_column(word) for word in ("96", "32:float16", "32:int8", "96:binary")]
+    rows = rows_from_parquet(tmp_path, [*TEXTS, None, TEXTS[0]])
+    block = Preparation(encoder.tokenizing(), True, None, ()).block("a-000000.parquet", "f", 0, rows)
+    ranges = {32: int8_ranges(encoder.encode(TEXTS, dim=32))}
+    store = open_store(str(tmp_path / "out"))
+    done = BlockWriter(encoder, None, columns, ranges, TokenBudget(300), store).embed(block, "me")
+    table = pq.read_table(tmp_path / "out" / "vectors" / block.name)
+    assert [str(table.schema.field(column.name).type) for column in columns] == [
+        "fixed_size_list<element: float>[96]",
+        "fixed_size_list<element: halffloat>[32]",
+        "fixed_size_list<element: int8>[32]",
+        "fixed_size_list<element: int8>[12]",
+    ]
+    x_ND = encoder.encode([*TEXTS, TEXTS[0]], dim=32)
+    assert np.abs(np.stack(table["vector_32_float16"].to_numpy()) - x_ND).max() < 1e-3
+    assert np.array(table["vector_32_int8"].to_pylist()).shape == (8, 32)
+    assert read_record(store, block.name) == done.record
+    assert (done.record.rows, done.record.embedded, done.record.texts) == (9, 8, 7)
+    assert done.record.rejected == {"null": 1}
+    assert not any(name.startswith(b"ray") for name in table.schema.metadata)
+
+
+def test_no_file_is_left_half_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = open_store(str(tmp_path / "out"))
+    store.write("vectors/a.parquet", b"old")
+
+    def fail(self: Any, path: str, data: bytes) -> None:
+        Path(path).write_bytes(data[:1])
+        raise OSError("disk full")
+
+    monkeypatch.setattr("jasper_ray.embedding.store.Store._fill", fail)
+    with pytest.raises(OSError, match="disk full"):
+        store.write("vectors/a.parquet", b"new")
+    assert [path.name for path in (tmp_path / "out" / "vectors").iterdir()] == ["a.parquet"]
+    assert (tmp_path / "out" / "vectors" / "a.parquet").read_bytes() == b"old"
+
+
+def test_an_output_that_cannot_be_written_is_said_before_anything_runs(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match=r"cannot write to .*choose another --output"):
+        open_store(str(tmp_path / "file" / "out"))
+
+
+def job(**changes: Any) -> tuple[Job, EmbedSettings]:
+    asked = EmbedSettings.model_validate({"model": "m", "inputs": ("x",), **changes})
+    resolved = Resolved(prompt="", vectors=(VectorColumn(dim=8),), precision="float32", agreement=None, max_length=64)
+    return Job(model="m", weights="sha256:1", asked=asked.decisive(), resolved=resolved), asked
+
+
+@pytest.mark.parametrize(
+    ("changes", "weights", "told"),
+    [
+        ({"prompt": "q"}, "sha256:1", "prompt was None and is now 'q'"),
+        ({"vectors": (VectorColumn(dim=16),)}, "sha256:1", "vectors.0.dim was None and is now 16"),
+        ({"block_rows": 100}, "sha256:1", "block_rows was 4096 and is now 100"),
+        ({}, "sha256:2", "model's weights was 'sha256:1' and is now 'sha256:2'"),
+    ],
+)
+def test_a_folder_refuses_another_job_and_says_what_differs(
+    tmp_path: Path, changes: dict[str, Any], weights: str, told: str
+) -> None:
+    folder = OutputFolder(open_store(str(tmp_path / "out")))
+    first, same = job()
+    folder.write("job.json", first)
+    assert folder.check(same.model_copy(update={"model": "moved", "batch_tokens": 7}), "sha256:1") == first
+    with pytest.raises(ConfigError) as error:
+        folder.check(job(**changes)[1], weights)
+    assert told in str(error.value)
+
+
+def test_a_changed_input_file_is_refused_and_a_mended_one_is_not(tmp_path: Path) -> None:
+    write_lines(tmp_path, "txt", 3)
+    [file] = list_inputs(settings(tmp_path / "a.txt"))
+    folder = OutputFolder(open_store(str(tmp_path / "out")))
+    folder.keep_known([ScannedFile(file=file.known, scan=Scan(rows=3, offsets=(0,)))])
+    (tmp_path / "a.txt").write_text("other")
+    [changed] = list_inputs(settings(tmp_path / "a.txt"))
+    with pytest.raises(ConfigError, match=r"a\.txt has changed since"):
+        folder.check_unchanged([changed], folder.known())
+    folder.keep_known([ScannedFile(file=file.known, scan=Scan(rows=0, fault="cut off"))])
+    folder.check_unchanged([changed], folder.known())
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"dim": ["big"]}, "--dim big is not a size"),
+        ({"dim": ["8:int4"]}, "--dim 8:int4 is not a size"),
+        ({"dim": ["12:binary"]}, "12:binary does not fill whole bytes"),
+        ({"dim": ["8", "8"]}, "vector_8 would be written twice"),
+        ({"carry": ["id"]}, "id would be written twice"),
+        ({"actors": "many"}, "--actors many is not a number"),
+        ({"actors": "3:2"}, "min_size 3 is above max_size 2"),
+        ({"max_rejected": 2.0}, "max_rejected"),
+    ],
+)
+def test_wrong_options_are_told_in_a_sentence(options: dict[str, Any], told: str) -> None:
+    usual: dict[str, Any] = {
+        **{"input": ["x"], "dim": [], "dtype": "float32", "no_truncate": False, "actors": None, "cpus": None},
+        **{"gpus": None, "threads": None, "readers": 2, "model": "m"},
+    }
+    with pytest.raises(ConfigError) as error:
+        settings_of(**{**usual, **options})
+    assert told in str(error.value)
+
+
+def test_an_encoder_that_takes_texts_alone_is_given_texts(tmp_path: Path, sentences: list[str]) -> None:
+    from sentence_transformers.models import StaticEmbedding
+    from tokenizers import Tokenizer
+
+    words = Tokenizer.from_file(str(Path(locate(BASE)) / "tokenizer.json"))
+    torch.manual_seed(1)
+    model = SentenceTransformer(modules=[StaticEmbedding(words, embedding_dim=24)])
+    model.save(str(tmp_path / "static"))
+    encoder = load_encoder(str(tmp_path / "static"))
+    assert encoder.tokenizing() is None
+    rows = rows_from_parquet(tmp_path, sentences)
+    block = Preparation(None, True, None, ()).block("n", "f", 0, rows)
+    heads, tokens, computed = encode_block(block, encoder, None, [24], TokenBudget(100))
+    assert (tokens, computed) == (0, 0)
+    expected = model.encode(sentences, normalize_embeddings=True)
+    assert np.abs(heads[24][block.kept[TEXT].to_numpy()] - expected).max() < 1e-6
+
+
+def test_vectors_neither_compress_nor_repeat_so_they_are_kept_plain() -> None:
+    column = pa.FixedSizeListArray.from_arrays(pa.array(np.ones(64, np.float32)), 8)
+    data = parquet(pa.table({"id": [str(row) for row in range(8)], "vector_8": column}))
+    group = pq.ParquetFile(pa.BufferReader(data)).metadata.row_group(0)
+    assert [group.column(place).compression for place in range(2)] == ["ZSTD", "UNCOMPRESSED"]
+
+
+def test_a_span_stops_at_its_last_block(tmp_path: Path) -> None:
+    texts = write_lines(tmp_path, "txt", 40)
+    [file] = list_inputs(settings(tmp_path))
+    offsets = scan(file, Columns("text", ()), 4).offsets
+    span = Span(file, (2, 3), 8, offsets[2])
+    found = [table[TEXT].to_pylist() for _, table in read_span(span, Columns("text", ()), 4)]
+    assert found == [texts[8:12], texts[12:16]]
+    assert DETAIL not in texts
