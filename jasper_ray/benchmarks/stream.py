@@ -6,14 +6,11 @@ Teacher and student cost next to nothing, so lines stream as fast as they ever w
 from __future__ import annotations
 
 import json
-import os
-import threading
 import time
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
-from jasper_ray.benchmarks.process import forget_peak, in_fresh_process, resident
+from jasper_ray.benchmarks.process import STORE, PeakUse, forget_peak, in_fresh_process, resident
 from jasper_ray.benchmarks.table import table
 from jasper_ray.data.order import left_over
 from jasper_ray.data.shards import load_manifest
@@ -23,8 +20,6 @@ from jasper_ray.runs import RunFolder, StageFolder
 
 BATCH = 1024
 WORDS = ("a", "small", "river", "carries", "every", "letter", "home", "before", "the", "autumn", "rain")
-STORE = "/dev/shm"
-"""Where Ray keeps its objects on Linux, unless it is smaller than they may become, as in some containers."""
 COLUMNS = ("rows", "trained", "heldout", "dropped", "unaccounted", "seconds", "driver_mib", "store_mib")
 
 
@@ -112,33 +107,6 @@ def trained_rows(stage: StageFolder, teacher: str) -> int:
     """Rows that were labelled and trained on, step by step; each worker checks every row's place before it counts."""
     records = [json.loads(line) for line in stage.metrics.read_text(encoding="utf-8").splitlines()]
     return sum(record[f"labelled/{teacher}"] for record in records)
-
-
-class PeakUse:
-    """The most bytes that a file system holds beyond what it held before, looked at twice a second."""
-
-    def __init__(self, path: str) -> None:
-        self.path = path
-        self.before = self.used()
-        self.peak = 0
-        self.over = threading.Event()
-        self.thread = threading.Thread(target=self.watch, daemon=True)
-
-    def used(self) -> int:
-        found = os.statvfs(self.path)
-        return (found.f_blocks - found.f_bfree) * found.f_frsize
-
-    def watch(self) -> None:
-        while not self.over.wait(0.5):
-            self.peak = max(self.peak, self.used() - self.before)
-
-    def __enter__(self) -> PeakUse:
-        self.thread.start()
-        return self
-
-    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
-        self.over.set()
-        self.thread.join()
 
 
 def render(records: list[dict[str, Any]]) -> str:

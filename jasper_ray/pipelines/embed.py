@@ -301,15 +301,13 @@ def stream(
     assert settings.pool
     resolved = examined.resolved
     ranges = folder.ranges({column.dim for column in resolved.vectors if column.dtype == "int8"})
-    tokenizing = ray.put(examined.tokenizing)  # held here, so that a reader that has to start again finds it
     items = [{"span": pickle.dumps(span)} for span in spans]
     dataset = ray.data.from_items(items, override_num_blocks=min(len(items), MOST_INPUT_BLOCKS))
     set_up_data(dataset.context)
     dataset.context.target_max_block_size = 1  # so that every row, which is a block of ours, is one of Ray's
     blocks: Dataset = dataset.map_batches(
         ReadBlocks,
-        fn_constructor_args=(settings,),
-        fn_kwargs={"tokenizing": [tokenizing]},
+        fn_constructor_args=(settings, examined.tokenizing),
         batch_size=1,
         compute=pool_strategy(settings.readers),
         num_cpus=settings.readers.cpus,
@@ -331,27 +329,18 @@ def stream(
 class ReadBlocks:
     """Spans become blocks: read, checked, tokenised."""
 
-    def __init__(self, settings: EmbedSettings) -> None:
+    def __init__(self, settings: EmbedSettings, tokenizing: bytes) -> None:
         os.environ["TOKENIZERS_PARALLELISM"] = "false"  # more readers, not more threads
         self.settings = settings
-        self.preparation: Preparation | None = None
+        self.preparation = Preparation(pickle.loads(tokenizing), settings.truncate, settings.id_column, settings.carry)
 
-    def __call__(self, batch: dict[str, np.ndarray], tokenizing: list[ray.ObjectRef]) -> Iterator[pa.Table]:
-        preparation = self.prepared(tokenizing[0])
+    def __call__(self, batch: dict[str, np.ndarray]) -> Iterator[pa.Table]:
         span: Span = pickle.loads(batch["span"][0])
         rows = self.settings.block_rows
         columns = Columns(self.settings.text_column, self.settings.copied)
         for number, table in read_span(span, columns, rows):
             name = block_name(span.file.known.key, number)
-            yield preparation.block(name, span.file.known.name, number * rows, table).packed()
-
-    def prepared(self, tokenizing: ray.ObjectRef) -> Preparation:
-        """The tokenizer comes with every call: an actor that may restart must not be made with anything that large."""
-        if self.preparation is None:
-            settings = self.settings
-            loaded = pickle.loads(ray.get(tokenizing))
-            self.preparation = Preparation(loaded, settings.truncate, settings.id_column, settings.carry)
-        return self.preparation
+            yield self.preparation.block(name, span.file.known.name, number * rows, table).packed()
 
 
 class EmbedBlocks:

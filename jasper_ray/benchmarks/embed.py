@@ -1,0 +1,205 @@
+"""Embedding a corpus, ours and the usual ways in turn on the same texts, cores and weights; loading models is left out.
+
+The usual ways are `SentenceTransformer.encode` at its best batch size, and ONNX Runtime on texts sorted by length.
+Ours is measured from the first block's beginning to the last one's end, on Ray, with reading and writing of files.
+"""
+
+# Shape legend: B rows, T tokens, D size of a vector.
+
+from __future__ import annotations
+
+import random
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from jasper_ray.assets import locate
+from jasper_ray.benchmarks.process import in_fresh_process
+from jasper_ray.benchmarks.table import table
+from jasper_ray.config import ConfigError
+from jasper_ray.embedding import EmbedSettings
+from jasper_ray.embedding.progress import last_line
+from jasper_ray.encoders import load_encoder, load_sentence_transformer
+from jasper_ray.encoders.tokenizing import Tokenizing
+from jasper_ray.pipelines.embed import embed_corpus
+
+SOURCES = ("pypi:vader-sentences", "debian:wordnet-sentences", "debian:docs")
+"""Tweets, reviews, editorials; definitions and examples; manuals: five to two hundred tokens."""
+BATCHES = (16, 32, 64, 128)
+TRIAL_ROWS = 1024
+COLUMNS = ("way", "rows", "seconds", "rows_per_s", "tokens_per_s", "padding", "busy", "times")
+
+
+def benchmark_embed(model: str, rows: int, rounds: int, threads: int) -> list[dict[str, Any]]:
+    """A record for each way, the best of its rounds; `times` is its speed in units of the first one's."""
+    ways: dict[str, Callable[[list[str]], dict[str, float] | None]] = {
+        "sentence-transformers float32": lambda lines: usual(model, lines, threads, "float32"),
+        "ours float32": lambda lines: ours(model, lines, threads, {"precision": "float32"}),
+        "ours bfloat16": lambda lines: ours(model, lines, threads, {"precision": "bfloat16"}),
+        "sentence-transformers bfloat16": lambda lines: usual(model, lines, threads, "bfloat16"),
+        "ONNX Runtime float32": lambda lines: onnx(model, lines, threads),
+    }
+    lines = mixed_lines(rows)
+    found: dict[str, list[dict[str, Any]]] = {way: [] for way in ways}
+    for _ in range(rounds):
+        for way, measure in ways.items():
+            record = measure(lines)
+            if record:
+                found[way].append({"way": way, "rows": rows, **record, "rows_per_s": rows / record["seconds"]})
+                print(found[way][-1], flush=True)  # noqa: T201  # each takes minutes
+    records = [min(each, key=lambda record: record["seconds"]) for each in found.values() if each]
+    return [{**record, "times": records[0]["seconds"] / record["seconds"]} for record in records]
+
+
+def mixed_lines(rows: int, seed: int = 3) -> list[str]:
+    """Distinct lines of all sources, in an order that the seed decides; raises `ConfigError` where they are too few."""
+    lines = {line for name in SOURCES for line in Path(locate(name)).read_text(encoding="utf-8").splitlines() if line}
+    if len(lines) < rows:
+        raise ConfigError(f"there are {len(lines)} lines, and --rows {rows} was asked for")
+    return random.Random(seed).sample(sorted(lines), rows)
+
+
+def ours(model: str, lines: Sequence[str], threads: int, changes: dict[str, Any]) -> dict[str, float]:
+    """Ours with one actor a thread."""
+    pool = {"min_size": threads, "max_size": threads, "cpus": 0.8, "threads": 1}
+    return in_fresh_process(run_ours, {"model": model, "pool": pool, **changes}, list(lines))
+
+
+def run_ours(values: dict[str, Any], lines: list[str]) -> dict[str, float]:
+    with tempfile.TemporaryDirectory() as folder:
+        corpus = Path(folder) / "lines.txt"
+        corpus.write_text("\n".join(lines), encoding="utf-8")
+        settings = EmbedSettings.model_validate({**values, "inputs": [str(corpus)]})
+        manifest = embed_corpus(settings, f"{folder}/out")
+    assert manifest.work, last_line(manifest)
+    return {
+        "seconds": manifest.work.seconds,
+        "tokens_per_s": manifest.work.tokens_per_s,
+        "padding": manifest.padding_share,
+        "busy": manifest.work.busy_share,
+    }
+
+
+def usual(model: str, lines: Sequence[str], threads: int, dtype: str) -> dict[str, float]:
+    """sentence-transformers, in a process of its own."""
+    return in_fresh_process(run_usual, model, list(lines), threads, dtype)
+
+
+def run_usual(model: str, lines: list[str], threads: int, dtype: str) -> dict[str, float]:
+    torch.set_num_threads(threads)
+    encoder = load_sentence_transformer(model, dtype=dtype)  # type: ignore[arg-type]
+
+    def seconds(texts: list[str], batch: int) -> float:
+        began = time.perf_counter()
+        encoder.model.encode(texts, batch_size=batch, normalize_embeddings=True)
+        return time.perf_counter() - began
+
+    seconds(lines[:TRIAL_ROWS], BATCHES[0])
+    best = min(BATCHES, key=lambda batch: seconds(lines[:TRIAL_ROWS], batch))
+    return {"seconds": seconds(lines, best), "batch": best}
+
+
+def onnx(model: str, lines: Sequence[str], threads: int) -> dict[str, float] | None:
+    """ONNX Runtime, in a process of its own; None where it is not installed."""
+    try:
+        import onnxruntime  # noqa: F401
+    except ImportError:
+        return None
+    return in_fresh_process(run_onnx, model, list(lines), threads)
+
+
+def run_onnx(model: str, lines: list[str], threads: int) -> dict[str, float]:
+    with tempfile.TemporaryDirectory() as folder:
+        path = f"{folder}/model.onnx"
+        tokenizing = export(model, path)
+        session = open_session(path, threads)
+        encode_onnx(session, tokenizing, lines[:TRIAL_ROWS], BATCHES[0])
+        took = {}
+        for batch in BATCHES:
+            began = time.perf_counter()
+            encode_onnx(session, tokenizing, lines[:TRIAL_ROWS], batch)
+            took[batch] = time.perf_counter() - began
+        best = min(took, key=took.__getitem__)
+        began = time.perf_counter()
+        encode_onnx(session, tokenizing, lines, best)
+        return {"seconds": time.perf_counter() - began, "batch": best}
+
+
+class Pooled(nn.Module):
+    """A sentence-transformers model that takes tokens and gives a vector a row."""
+
+    def __init__(self, modules: nn.Module) -> None:
+        super().__init__()
+        self.inner = modules
+
+    def forward(self, ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
+        features = {"input_ids": ids_BT, "attention_mask": mask_BT, "modality": "text"}
+        vectors_BD: Tensor = self.inner(features)["sentence_embedding"]
+        return vectors_BD
+
+
+def export(model: str, path: str) -> Tokenizing:
+    """Write the model as ONNX, and say how its texts become tokens."""
+    encoder = load_sentence_transformer(model)
+    tokenizing = encoder.tokenizing()
+    assert tokenizing
+    example = torch.ones((2, 7), dtype=torch.int64)
+    axes = {"ids": {0: "B", 1: "T"}, "mask": {0: "B", 1: "T"}, "vectors": {0: "B"}}
+    torch.onnx.export(
+        Pooled(encoder.model),
+        (example, example),
+        path,
+        opset_version=17,
+        dynamo=False,
+        input_names=["ids", "mask"],
+        output_names=["vectors"],
+        dynamic_axes=axes,
+    )
+    return tokenizing
+
+
+def open_session(path: str, threads: int) -> Any:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+
+def encode_onnx(session: Any, tokenizing: Tokenizing, lines: Sequence[str], batch: int) -> None:
+    """All lines, longest first, so many at once."""
+    ids = sorted((np.array(row) for row in tokenizing(lines)), key=len, reverse=True)
+    for start in range(0, len(ids), batch):
+        ids_BT, mask_BT = tokenizing.padded(ids[start : start + batch])
+        session.run(None, {"ids": ids_BT, "mask": mask_BT})
+
+
+def benchmark_columns(model: str, rows: int, rounds: int, threads: int) -> list[dict[str, Any]]:
+    """One column of vectors against two sizes in three dtypes; `times` is their speed in units of the one's."""
+    large, small = sizes(model)
+    six = [{"dim": dim, "dtype": dtype} for dim in (large, small) for dtype in ("float32", "int8", "binary")]
+    ways = {"1 column": [{"dim": large}], "2 sizes x 3 dtypes": six}
+    lines = mixed_lines(rows)
+    found: dict[str, list[dict[str, Any]]] = {way: [] for way in ways}
+    for _ in range(rounds):
+        for way, columns in ways.items():
+            found[way].append({"way": way, "rows": rows, **ours(model, lines, threads, {"vectors": columns})})
+    records = [min(each, key=lambda record: record["seconds"]) for each in found.values()]
+    return [{**record, "times": records[0]["seconds"] / record["seconds"]} for record in records]
+
+
+def sizes(model: str) -> tuple[int, int]:
+    """Two sizes of vectors that the model has."""
+    dims = load_encoder(model).dims
+    return (max(dims), min(dims)) if len(dims) > 1 else (dims[0], dims[0] // 2)
+
+
+def render(records: list[dict[str, Any]]) -> str:
+    """The records as a table."""
+    return table(records, COLUMNS)

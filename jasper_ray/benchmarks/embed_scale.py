@@ -1,0 +1,79 @@
+"""What Ray costs an embedding, and what a second actor brings: one and two actors of one thread each, and the same work
+in a plain loop in one process, in turn."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from jasper_ray.benchmarks.embed import mixed_lines, ours
+from jasper_ray.benchmarks.process import in_fresh_process
+from jasper_ray.benchmarks.table import table
+from jasper_ray.embedding import EmbedSettings
+from jasper_ray.embedding.block import Preparation
+from jasper_ray.embedding.inputs import list_inputs
+from jasper_ray.embedding.output import BlockWriter
+from jasper_ray.embedding.plan import block_name, plan_spans, read_span
+from jasper_ray.embedding.rows import Columns
+from jasper_ray.embedding.scan import scan
+from jasper_ray.embedding.settings import VectorColumn
+from jasper_ray.embedding.store import open_store
+from jasper_ray.encoders.budget import TokenBudget
+from jasper_ray.pipelines.examine import default_budget, open_encoder
+
+COLUMNS = ("way", "rows", "seconds", "rows_per_s", "busy", "times")
+
+
+def benchmark_scale(model: str, rows: int, rounds: int, precision: str) -> list[dict[str, Any]]:
+    """The median of each way's rounds; `times` is its speed in units of the plain loop's."""
+    values = {"model": model, "precision": precision, "block_rows": max(1, min(4096, math.ceil(rows / 8)))}
+    lines = mixed_lines(rows)
+    ways = {
+        "plain loop": lambda: in_fresh_process(run_plain, values, lines),
+        "1 actor": lambda: ours(model, lines, 1, values),
+        "2 actors": lambda: ours(model, lines, 2, values),
+    }
+    found: dict[str, list[dict[str, Any]]] = {way: [] for way in ways}
+    for _ in range(rounds):
+        for way, measure in ways.items():
+            found[way].append(measure())
+    records = []
+    for way, each in found.items():
+        seconds = statistics.median(record["seconds"] for record in each)
+        records.append({"way": way, "rows": rows, **each[0], "seconds": seconds, "rows_per_s": rows / seconds})
+    return [{**record, "times": records[0]["seconds"] / record["seconds"]} for record in records]
+
+
+def run_plain(values: dict[str, Any], lines: list[str]) -> dict[str, float]:
+    """The same reading, tokenising, embedding and writing, one block after the other, with one thread."""
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        corpus = Path(folder) / "lines.txt"
+        corpus.write_text("\n".join(lines), encoding="utf-8")
+        settings = EmbedSettings.model_validate({**values, "inputs": [str(corpus)]})
+        encoder = open_encoder(settings, None, settings.precision)  # type: ignore[arg-type]
+        preparation = Preparation(encoder.tokenizing(), True, None, ())
+        columns = (VectorColumn(dim=encoder.dims[0]),)
+        budget = TokenBudget(default_budget())
+        writer = BlockWriter(encoder, None, columns, {}, budget, open_store(f"{folder}/out"))
+        encoder.encode_tokens([np.ones(8, np.int32)], encoder.dims[:1])
+        began = time.perf_counter()
+        [file] = list_inputs(settings)
+        wanted = Columns("text", ())
+        for span in plan_spans(file, scan(file, wanted, settings.block_rows), settings.block_rows, ()):
+            for number, rows in read_span(span, wanted, settings.block_rows):
+                name = block_name(file.known.key, number)
+                writer.embed(preparation.block(name, file.known.name, number * settings.block_rows, rows), "plain")
+        return {"seconds": time.perf_counter() - began}
+
+
+def render(records: list[dict[str, Any]]) -> str:
+    """The records as a table."""
+    return table(records, COLUMNS)
