@@ -69,8 +69,12 @@ def arguments() -> argparse.Namespace:
         "--block-rows", type=int, default=4096, metavar="N", help="rows of a block, hence of a file (4096)"
     )
     of_work.add_argument(
-        "--readers", type=int, default=2, metavar="N", help="processes at most that read and tokenise (2)"
+        "--readers", type=int, metavar="N", help="processes at most that read and tokenise (2, of many cores a quarter)"
     )
+    of_work.add_argument(
+        "--unique", default="block", choices=["block", "job"], help="within what equal texts are embedded once (block)"
+    )
+    of_work.add_argument("--unique-gib", type=float, default=2.0, metavar="N", help="memory of --unique job (2)")
     of_work.add_argument(
         "--verify", action="store_true", help="check what is there: counts, hashes, norms, a sample anew"
     )

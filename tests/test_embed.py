@@ -27,6 +27,7 @@ from jasper_ray.embedding import EmbedSettings
 from jasper_ray.embedding.manifest import Manifest
 from jasper_ray.encoders import load_encoder
 from jasper_ray.pipelines.embed import default_pool, embed_corpus
+from jasper_ray.pipelines.memory import Memory
 from jasper_ray.pipelines.verify import verify_corpus
 from jasper_ray.vectors import least_cosine
 
@@ -183,6 +184,43 @@ def test_what_the_model_or_the_texts_do_not_have_is_said(
     (tmp_path / "a.jsonl").write_text('{"text": "a"}\n')
     with pytest.raises(ConfigError, match=told):
         embed_corpus(settings(student, tmp_path / "a.jsonl", **changes), str(tmp_path / "out"))
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_a_text_that_comes_again_is_embedded_once_in_the_whole_job(student: Path, tmp_path: Path) -> None:
+    texts = sentences(120)
+    (tmp_path / "a.txt").write_text("\n".join(texts * 2))
+    asked = settings(student, tmp_path / "a.txt", unique="job", vectors=[{"dim": 96}, {"dim": 32}])
+    manifest = embed_corpus(asked, str(tmp_path / "out"))
+    assert (manifest.embedded, manifest.texts) == (240, len(set(texts)))
+    exact = load_encoder(str(student)).encode_heads(texts)
+    table = vectors(tmp_path / "out")
+    for dim in (96, 32):
+        found_ND = np.stack(table[f"vector_{dim}"].to_numpy())
+        assert np.abs(found_ND - np.concatenate([exact[dim]] * 2)).max() < 1e-5
+
+
+def test_memory_is_bounded() -> None:
+    memory = Memory(3 * 8 * 4)
+    keys = [bytes([place]) for place in range(5)]
+    memory.add(keys, np.arange(40, dtype=np.float32).reshape(5, 8))
+    known, found_KD = memory.lookup(keys[::-1])
+    assert known == [2, 3, 4]
+    assert found_KD[:, 0].tolist() == [16, 8, 0]
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_a_file_that_went_before_it_was_finished_is_missed(student: Path, tmp_path: Path) -> None:
+    corpus = tmp_path / "in"
+    corpus.mkdir()
+    (corpus / "a.txt").write_text("\n".join(sentences(60)))
+    (corpus / "b.txt").write_text("good\n" + "\n" * 9)
+    with pytest.raises(ConfigError, match="were set aside"):
+        embed_corpus(settings(student, corpus, max_rejected=0.01), str(tmp_path / "out"))
+    next((tmp_path / "out" / "vectors").glob("a-*000001.parquet")).unlink()
+    (corpus / "a.txt").unlink()
+    with pytest.raises(ConfigError, match=r"a.txt is not there any more"):
+        embed_corpus(settings(student, corpus), str(tmp_path / "out"))
 
 
 @pytest.mark.usefixtures("local_ray")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import json
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -401,6 +403,34 @@ def test_a_file_of_vectors_is_plain_parquet_and_tells_its_own_record(tmp_path: P
     assert (done.record.rows, done.record.embedded, done.record.texts) == (9, 8, 7)
     assert done.record.rejected == {"null": 1}
     assert not any(name.startswith(b"ray") for name in table.schema.metadata)
+    check_elsewhere(tmp_path / "out" / "vectors", x_ND.shape[0])
+
+
+ELSEWHERE = """
+import sys
+class Nothing:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("ray", "jasper_ray", "torch"):
+            raise ImportError(name)
+sys.meta_path.insert(0, Nothing())
+import duckdb, polars, pyarrow.parquet
+folder = sys.argv[1]
+print(pyarrow.parquet.read_table(folder)["vector_96"].type)
+print(polars.read_parquet(f"{folder}/*.parquet")["vector_96"].dtype)
+found = duckdb.sql(f"select count(*), min(array_inner_product(v, v)) > 0.999, typeof(any_value(v)) from"
+                   f"(select vector_96::float[96] as v from '{folder}/*.parquet')").fetchone()
+print(*found)
+"""
+
+
+def check_elsewhere(folder: Path, rows: int) -> None:
+    """Others read fixed-size lists, with neither Ray nor this package."""
+    told = subprocess.run([sys.executable, "-c", ELSEWHERE, str(folder)], capture_output=True, text=True, check=True)
+    assert told.stdout.splitlines() == [
+        "fixed_size_list<element: float>[96]",
+        "Array(Float32, shape=(96,))",
+        f"{rows} True FLOAT[96]",
+    ]
 
 
 def test_no_file_is_left_half_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -499,10 +529,10 @@ def test_an_encoder_that_takes_texts_alone_is_given_texts(tmp_path: Path, senten
     assert encoder.tokenizing() is None
     rows = rows_from_parquet(tmp_path, sentences)
     block = Preparation(None, True, None, ()).block("n", "f", 0, rows)
-    heads, tokens, computed = encode_block(block, encoder, None, [24], TokenBudget(100))
-    assert (tokens, computed) == (0, 0)
+    found = encode_block(block, encoder, None, [24], TokenBudget(100))
+    assert (found.texts, found.tokens, found.computed) == (len(set(sentences)), 0, 0)
     expected = model.encode(sentences, normalize_embeddings=True)
-    assert np.abs(heads[24][block.kept[TEXT].to_numpy()] - expected).max() < 1e-6
+    assert np.abs(found.heads[24][block.kept[TEXT].to_numpy()] - expected).max() < 1e-6
 
 
 def test_vectors_neither_compress_nor_repeat_so_they_are_kept_plain() -> None:

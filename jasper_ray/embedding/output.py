@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -24,7 +25,8 @@ from jasper_ray.embedding.rows import TEXT
 from jasper_ray.embedding.settings import VectorColumn
 from jasper_ray.embedding.store import Store
 from jasper_ray.encoders import TokenEncoder
-from jasper_ray.encoders.budget import TokenBudget
+from jasper_ray.encoders.budget import Encode, TokenBudget
+from jasper_ray.encoders.tokenizing import Ids
 from jasper_ray.vectors import quantise_binary, quantise_int8
 
 VECTORS, REJECTED = "vectors", "rejected"
@@ -67,22 +69,52 @@ class Done(Settings):
     """It was there already: an actor had died between writing it and saying so."""
 
 
-def encode_block(
-    block: Block, encoder: TokenEncoder, prompt_name: str | None, dims: Sequence[int], budget: TokenBudget
-) -> tuple[Heads, int, int]:
-    """Vectors of a block's distinct texts `[U, D]`, their tokens, and the tokens that were computed.
+class Recall(Protocol):
+    """What knows texts that were embedded before."""
 
-    For an encoder that takes texts alone there are no tokens to count.
-    """
+    def encode(self, encode: Encode, ids: Ids, dims: Sequence[int]) -> dict[int, np.ndarray]:
+        """The vectors of all rows; `encode` is given those that are not known."""
+        ...
+
+
+class Encoded(NamedTuple):
+    """The vectors of a block's distinct texts, and what they took."""
+
+    heads: Heads
+    """`[U, D]` by D."""
+    texts: int = 0
+    """That went through the model."""
+    tokens: int = 0
+    """Of these; 0 for an encoder that takes texts alone."""
+    computed: int = 0
+    """Tokens with padding."""
+
+
+def encode_block(
+    block: Block,
+    encoder: TokenEncoder,
+    prompt_name: str | None,
+    dims: Sequence[int],
+    budget: TokenBudget,
+    recall: Recall | None = None,
+) -> Encoded:
+    """Embed a block's distinct texts, those left out that `recall` knows."""
     texts = block.texts["text"].combine_chunks()
     if not len(texts):
-        return {dim: np.empty((0, dim), np.float32) for dim in dims}, 0, 0
+        return Encoded({dim: np.empty((0, dim), np.float32) for dim in dims})
     if not pa.types.is_large_list(texts.type):
-        return encode_texts(texts.to_pylist(), encoder, prompt_name, dims), 0, 0
+        return Encoded(encode_texts(texts.to_pylist(), encoder, prompt_name, dims), texts=len(texts))
     flat, ends = texts.values.to_numpy(), texts.offsets.to_numpy()
     ids = [flat[start:end] for start, end in pairwise(ends)]
-    vectors, computed = budget.encode(lambda batch: encoder.encode_tokens(batch, dims, prompt_name), ids)
-    return vectors, len(flat), computed
+    counts: Counter[str] = Counter()
+
+    def encode(rows: Ids) -> dict[int, np.ndarray]:
+        heads, computed = budget.encode(lambda batch: encoder.encode_tokens(batch, dims, prompt_name), rows)
+        counts.update(texts=len(rows), tokens=sum(map(len, rows)), computed=computed)
+        return heads
+
+    heads = recall.encode(encode, ids, dims) if recall else encode(ids)
+    return Encoded(heads, **counts)
 
 
 def encode_texts(texts: list[str], encoder: TokenEncoder, prompt_name: str | None, dims: Sequence[int]) -> Heads:
@@ -126,6 +158,7 @@ class BlockWriter:
         ranges: Mapping[int, np.ndarray],
         budget: TokenBudget,
         store: Store,
+        recall: Recall | None = None,
     ) -> None:
         self.encoder = encoder
         self.prompt_name = prompt_name
@@ -134,26 +167,27 @@ class BlockWriter:
         self.ranges = ranges
         self.budget = budget
         self.store = store
+        self.recall = recall
 
     def embed(self, block: Block, actor: str) -> Done:
         """Embed and write one block; the file of vectors comes last: where it is, the block is finished."""
         began = time.perf_counter()
-        heads, tokens, computed = encode_block(block, self.encoder, self.prompt_name, self.dims, self.budget)
+        found = encode_block(block, self.encoder, self.prompt_name, self.dims, self.budget, self.recall)
         rejected = Counter(block.rejected["reason"].to_pylist())
         record = Record(
             name=block.name,
             rows=block.rows,
             embedded=len(block.kept),
             rejected=dict(sorted(rejected.items())),
-            texts=len(block.texts),
-            tokens=tokens,
-            computed=computed,
+            texts=found.texts,
+            tokens=found.tokens,
+            computed=found.computed,
         )
         if rejected:
             data = parquet(block.rejected)
             self.store.write(f"{REJECTED}/{block.name}", data)
             record = record.model_copy(update={"rejected_sha256": hashlib.sha256(data).hexdigest()})
-        table = vector_table(block, heads, self.columns, self.ranges)
+        table = vector_table(block, found.heads, self.columns, self.ranges)
         data = parquet(table.replace_schema_metadata({RECORD_KEY: record.model_dump_json()}))
         self.store.write(f"{VECTORS}/{block.name}", data)
         record = record.model_copy(update={"sha256": hashlib.sha256(data).hexdigest()})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import Counter
+from collections import Counter, deque
 
 from jasper_ray.command import duration
 from jasper_ray.embedding.manifest import Manifest, Work
@@ -14,6 +14,8 @@ logger = logging.getLogger(__name__)
 
 EVERY_S = 5.0
 """Seconds between two lines."""
+RECENT_S = 30.0
+"""Seconds that a line's speed is taken from."""
 
 
 class Progress:
@@ -26,6 +28,7 @@ class Progress:
         self.busy: Counter[str] = Counter()
         self.began: float | None = None
         self.last = self.said = time.monotonic()
+        self.recent: deque[tuple[float, int, int]] = deque()
 
     def add(self, done: Done) -> None:
         """One block more."""
@@ -36,6 +39,9 @@ class Progress:
         self.tokens += done.record.tokens
         self.rejected += sum(done.record.rejected.values())
         self.busy[done.actor] += done.seconds  # type: ignore[assignment]  # a Counter of seconds
+        self.recent.append((self.last, self.rows, self.tokens))
+        while self.last - self.recent[0][0] > RECENT_S and len(self.recent) > 2:
+            self.recent.popleft()
         if self.last - self.said >= EVERY_S:
             self.said = self.last
             logger.info("%s", self.line())
@@ -48,12 +54,20 @@ class Progress:
     def line(self) -> str:
         """`embedded 40,960/100,000 rows  1,310 rows/s  21k tokens/s  45 s left`."""
         done = self.before + self.rows
-        left = duration((self.total - done) * self.seconds / self.rows)
+        rows_per_s, tokens_per_s = self.speed()
+        left = duration((self.total - done) / rows_per_s)
         set_aside = f"  {self.rejected:,} rejected" if self.rejected else ""
         return (
-            f"embedded {done:,}/{self.total:,} rows{set_aside}  {self.rows / self.seconds:,.0f} rows/s  "
-            f"{self.tokens / self.seconds:,.0f} tokens/s  {left} left"
+            f"embedded {done:,}/{self.total:,} rows{set_aside}  {rows_per_s:,.0f} rows/s  "
+            f"{tokens_per_s:,.0f} tokens/s  {left} left"
         )
+
+    def speed(self) -> tuple[float, float]:
+        """Rows/s and tokens/s of late, or from the beginning while there is no late yet."""
+        then, rows, tokens = self.recent[0]
+        if self.last - then < EVERY_S:
+            return self.rows / self.seconds, self.tokens / self.seconds
+        return (self.rows - rows) / (self.last - then), (self.tokens - tokens) / (self.last - then)
 
     def work(self, wall_seconds: float) -> Work | None:
         """The figures of this call; None when nothing was left to do."""

@@ -20,7 +20,7 @@ def settings_of(
     cpus: float | None,
     gpus: float | None,
     threads: int | None,
-    readers: int,
+    readers: int | None,
     **others: Any,
 ) -> EmbedSettings:
     """`EmbedSettings` from the options of `jobs/embed.py`.
@@ -36,7 +36,7 @@ def settings_of(
         "dtype": dtype,
         "truncate": not no_truncate,
         "pool": pool_values(actors, cpus, gpus, threads),
-        "readers": {"cpus": 0.2, "max_size": readers},
+        "readers": None if readers is None else {"cpus": 0.2, "max_size": readers},
     }
     try:
         return EmbedSettings.model_validate(values)

@@ -90,6 +90,10 @@ class EmbedSettings(Settings):
     """Tokens a text is cut to; the model's own limit when left out."""
     truncate: bool = True
     """Off: a text above the greatest length is set aside instead of being cut."""
+    unique: Literal["block", "job"] = "block"
+    """Within what identical texts are embedded once. `job` remembers every text of a call, as far as memory goes."""
+    unique_gib: float = Field(default=2.0, gt=0)
+    """Memory for vectors that a job remembers; then new ones are not remembered."""
     block_rows: int = Field(default=4096, ge=1)
     """Rows of a block: sorted by length together, written as one file, and the most that an actor ever repeats."""
     batch_tokens: int | None = Field(default=None, ge=1)
@@ -98,8 +102,8 @@ class EmbedSettings(Settings):
     """The job stops when a larger share of its rows, or of its files, cannot be embedded."""
     pool: ActorPool | None = None
     """How many copies of the model run, and what each takes; what the cluster has when left out."""
-    readers: Pool = Pool(cpus=0.2, max_size=2)
-    """How many processes read and tokenise."""
+    readers: Pool | None = None
+    """How many processes read and tokenise; by what the cluster has when left out."""
 
     @model_validator(mode="after")
     def _columns_differ(self) -> EmbedSettings:
@@ -116,5 +120,15 @@ class EmbedSettings(Settings):
 
     def decisive(self) -> dict[str, Any]:
         """What must stay the same in one output folder."""
-        free = {"model", "revision", "inputs", "batch_tokens", "max_rejected", "pool", "readers"}
+        free = {
+            "model",
+            "revision",
+            "inputs",
+            "batch_tokens",
+            "max_rejected",
+            "pool",
+            "readers",
+            "unique",
+            "unique_gib",
+        }
         return self.model_dump(mode="json", exclude=free)

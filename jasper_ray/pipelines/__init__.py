@@ -1,1 +1,1 @@
-"""What runs on Ray Data: preparing a corpus, labelling it, embedding it."""
+"""What runs on Ray Data: preparing corpora, labelling them, embedding them."""

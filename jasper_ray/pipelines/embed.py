@@ -15,7 +15,7 @@ import os
 import pickle
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -41,8 +41,9 @@ from jasper_ray.embedding.store import Store, open_store
 from jasper_ray.encoders.budget import TokenBudget
 from jasper_ray.pipelines.examine import TOLERANCE, Examined, default_budget, examine, open_encoder
 from jasper_ray.pipelines.label import pool_strategy
+from jasper_ray.pipelines.memory import Memory, Remembering
 from jasper_ray.pipelines.session import check_room, plain_errors, ray_session, set_up_data
-from jasper_ray.pool import ActorPool
+from jasper_ray.pool import ActorPool, Pool
 
 logger = logging.getLogger(__name__)
 
@@ -70,26 +71,25 @@ def embed_corpus(settings: EmbedSettings, output: str) -> Manifest:
         job = folder.check(settings, weights)
         known = folder.known()
         folder.check_unchanged(files, known)
-        pool = settings.pool or ActorPool(cpus=0)
-        with ray_session(*needs(settings, pool)):
-            settings = with_pool(settings)
+        with ray_session(*needs(settings)):
+            settings = with_pools(settings)
             work = Embedding(settings, folder, weights, files, known, job)
             return work.finish(began)
 
 
-def needs(settings: EmbedSettings, pool: ActorPool) -> tuple[float, float]:
-    """Processors and GPUs that are reserved at once, at least."""
-    readers = settings.readers
+def needs(settings: EmbedSettings) -> tuple[float, float]:
+    """Processors and GPUs that are reserved at once, at least, as far as it was said."""
+    pool, readers = settings.pool or ActorPool(cpus=0), settings.readers or Pool(cpus=0)
     return pool.min_size * pool.cpus + readers.min_size * readers.cpus, pool.min_size * pool.gpus
 
 
-def with_pool(settings: EmbedSettings) -> EmbedSettings:
-    """The settings with a pool for the cluster at hand where they name none."""
-    if settings.pool is None:
-        found = ray.cluster_resources()
-        settings = settings.model_copy(update={"pool": default_pool(found.get("CPU", 1.0), found.get("GPU", 0.0))})
-        assert settings.pool
-        check_room(*needs(settings, settings.pool))
+def with_pools(settings: EmbedSettings) -> EmbedSettings:
+    """The settings with pools for the cluster at hand where they name none."""
+    found = ray.cluster_resources()
+    cpus, gpus = found.get("CPU", 1.0), found.get("GPU", 0.0)
+    pools = {"pool": settings.pool or default_pool(cpus, gpus), "readers": settings.readers or default_readers(cpus)}
+    settings = settings.model_copy(update=pools)
+    check_room(*needs(settings))
     return settings
 
 
@@ -103,6 +103,11 @@ def default_pool(cpus: float, gpus: float) -> ActorPool:
     threads = 1 if cpus <= 4 else 4
     copies = max(1, int(cpus // threads))
     return ActorPool(min_size=copies, max_size=copies, cpus=0.8 * threads, threads=threads)
+
+
+def default_readers(cpus: float) -> Pool:
+    """Two processes beside a few processors; of many, up to a quarter reads and tokenises."""
+    return Pool(max_size=2, cpus=0.2) if cpus < 16 else Pool(max_size=int(cpus // 4), cpus=0.8)
 
 
 class Embedding:
@@ -132,7 +137,7 @@ class Embedding:
         """Whatever is left to do."""
         finished = self.folder.finished()
         scans = self.scans(finished)
-        self.check_files(scans)
+        self.check_files(scans, finished)
         records = self.folder.records(finished)
         spans = [
             span
@@ -152,7 +157,9 @@ class Embedding:
 
     def scans(self, finished: set[str]) -> dict[str, ScannedFile]:
         """What every file holds that is there now or was before; new and unfinished ones are looked at."""
-        fresh = [file for file in self.files if not self.is_finished(file, finished)]
+        rows = self.settings.block_rows
+        done = {name for name, each in self.known.items() if is_finished(each, rows, finished)}
+        fresh = [file for file in self.files if file.known.name not in done]
         with plain_errors():
             found = scan_files(fresh, self.columns, self.settings.block_rows)
         scans = {**self.known}
@@ -161,14 +168,7 @@ class Embedding:
         self.folder.keep_known(scans.values())
         return scans
 
-    def is_finished(self, file: InputFile, finished: set[str]) -> bool:
-        before = self.known.get(file.known.name)
-        if before is None or before.scan.fault:
-            return False
-        blocks = range(math.ceil(before.scan.rows / self.settings.block_rows))
-        return all(block_name(file.known.key, block) in finished for block in blocks)
-
-    def check_files(self, scans: Mapping[str, ScannedFile]) -> None:
+    def check_files(self, scans: Mapping[str, ScannedFile], finished: set[str]) -> None:
         """Refuse files that do not fit together, or of which too many cannot be read."""
         bad = [each for each in scans.values() if each.scan.fault]
         if len(bad) > self.settings.max_rejected * len(scans):
@@ -185,6 +185,12 @@ class Embedding:
                 )
         now = {file.known.name for file in self.files}
         gone = [each.file.name for each in scans.values() if each.file.name not in now]
+        left = [name for name in gone if not is_finished(scans[name], self.settings.block_rows, finished)]
+        if left:
+            raise ConfigError(
+                f"{left[0]} is not there any more, and not all of its rows are embedded; put it back, "
+                "or choose another --output"
+            )
         if gone:
             logger.info(
                 "%d input files of before are not there now, such as %s; their vectors stay", len(gone), gone[0]
@@ -265,6 +271,12 @@ class Embedding:
         return manifest
 
 
+def is_finished(scanned: ScannedFile, block_rows: int, finished: Container[str]) -> bool:
+    """Whether all blocks of a file are; one that could not be read may have been mended."""
+    blocks = range(math.ceil(scanned.scan.rows / block_rows))
+    return not scanned.scan.fault and all(block_name(scanned.file.key, block) in finished for block in blocks)
+
+
 def tell(resolved: Resolved) -> None:
     """Say what will be computed."""
     columns = ", ".join(column.name for column in resolved.vectors)
@@ -299,12 +311,16 @@ def stream(
 ) -> Iterator[Done]:
     """Embed the spans; each block's record as soon as its file is written."""
     assert settings.pool
+    assert settings.readers
     resolved = examined.resolved
     ranges = folder.ranges({column.dim for column in resolved.vectors if column.dtype == "int8"})
     items = [{"span": pickle.dumps(span)} for span in spans]
     dataset = ray.data.from_items(items, override_num_blocks=min(len(items), MOST_INPUT_BLOCKS))
     set_up_data(dataset.context)
     dataset.context.target_max_block_size = 1  # so that every row, which is a block of ours, is one of Ray's
+    memory = None
+    if settings.unique == "job":
+        memory = ray.remote(Memory).options(num_cpus=0).remote(int(settings.unique_gib * 2**30))
     blocks: Dataset = dataset.map_batches(
         ReadBlocks,
         fn_constructor_args=(settings, examined.tokenizing),
@@ -314,7 +330,7 @@ def stream(
     )
     done = blocks.map_batches(
         EmbedBlocks,
-        fn_constructor_args=(settings, revision, examined.prompt_name, resolved, ranges, folder.store),
+        fn_constructor_args=(settings, revision, examined.prompt_name, resolved, ranges, folder.store, memory),
         batch_size=1,
         batch_format="pyarrow",
         compute=pool_strategy(settings.pool),
@@ -354,12 +370,14 @@ class EmbedBlocks:
         resolved: Resolved,
         ranges: Mapping[int, np.ndarray],
         store: Store,
+        memory: ray.actor.ActorHandle | None,
     ) -> None:
         assert settings.pool
         torch.set_num_threads(settings.pool.torch_threads)
         encoder = open_encoder(settings, revision, resolved.precision)
         budget = TokenBudget(settings.batch_tokens or default_budget())
-        self.writer = BlockWriter(encoder, prompt_name, resolved.vectors, ranges, budget, store)
+        recall = Remembering(memory) if memory else None
+        self.writer = BlockWriter(encoder, prompt_name, resolved.vectors, ranges, budget, store, recall)
         self.actor = uuid.uuid4().hex[:8]
 
     def __call__(self, batch: pa.Table) -> pa.Table:

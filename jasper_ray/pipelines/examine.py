@@ -58,7 +58,7 @@ def examine(settings: EmbedSettings, revision: str | None, spans: Sequence[Span]
     """
     assert settings.pool
     torch.set_num_threads(settings.pool.torch_threads)
-    encoder = open_encoder(settings, revision, "float32")
+    encoder = open_encoder(settings, revision, before.precision if before else "float32")
     prompt_name = settings.prompt or default_prompt(encoder)
     prompt = prompt_text(encoder.prompts, prompt_name)
     columns = settings.vectors or (VectorColumn(dim=encoder.dims[0], dtype=settings.dtype),)
@@ -169,7 +169,7 @@ class Sampler:
         """The vectors of at most so many texts, the same ones at every call."""
         budget = TokenBudget(self.settings.batch_tokens or default_budget())
         parts = [
-            encode_block(block._replace(texts=block.texts.slice(0, -(-rows // SPANS_LOOKED_AT))), *usual)[0]
+            encode_block(block._replace(texts=block.texts.slice(0, -(-rows // SPANS_LOOKED_AT))), *usual).heads
             for block in self.blocks
             for usual in [(encoder, self.prompt_name, dims, budget)]
         ]

@@ -29,10 +29,9 @@ from jasper_ray.embedding.rows import Columns
 from jasper_ray.embedding.settings import EmbedSettings, VectorColumn
 from jasper_ray.embedding.store import Store, open_store
 from jasper_ray.encoders.budget import TokenBudget
-from jasper_ray.pipelines.embed import MOST_INPUT_BLOCKS, needs, scan_files, with_pool
+from jasper_ray.pipelines.embed import MOST_INPUT_BLOCKS, needs, scan_files, with_pools
 from jasper_ray.pipelines.examine import TOLERANCE, default_budget, default_prompt, open_encoder
 from jasper_ray.pipelines.session import plain_errors, ray_session, set_up_data
-from jasper_ray.pool import ActorPool
 from jasper_ray.vectors import least_cosine
 
 logger = logging.getLogger(__name__)
@@ -57,8 +56,8 @@ def verify_corpus(settings: EmbedSettings, output: str) -> str:
     job = folder.check(settings, weights)
     if manifest is None or job is None:
         raise ConfigError(f"{output} is not finished: it has no manifest.json; run the command without --verify first")
-    with folder.locked(), ray_session(*needs(settings, settings.pool or ActorPool(cpus=0))):
-        settings = with_pool(settings)
+    with folder.locked(), ray_session(*needs(settings)):
+        settings = with_pools(settings)
         faults = check_account(manifest, folder)
         logger.info("checking %d files", len(manifest.blocks))
         faults += check_files(manifest.blocks, job.resolved.vectors, folder.store)
@@ -185,8 +184,8 @@ def embed_again(
         number, table = next(read_span(span, Columns(settings.text_column, settings.copied), settings.block_rows))
         name = f"{span.file.known.key}-{number:06d}.parquet"
         block = preparation.block(name, span.file.known.name, number * settings.block_rows, table.slice(0, SAMPLE_ROWS))
-        heads, _, _ = encode_block(block, encoder, prompt_name, dims, budget)
-        again = vector_table(block, heads, columns, ranges)
+        found = encode_block(block, encoder, prompt_name, dims, budget)
+        again = vector_table(block, found.heads, columns, ranges)
         data = folder.store.read(f"{VECTORS}/{name}")
         assert data is not None
         before = pq.read_table(pa.BufferReader(data)).slice(0, len(again))
