@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
+import runpy
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -410,7 +412,7 @@ ELSEWHERE = """
 import sys
 class Nothing:
     def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in ("ray", "jasper_ray", "torch"):
+        if name.split(".")[0] in ("ray", "jasper_ray"):
             raise ImportError(name)
 sys.meta_path.insert(0, Nothing())
 import duckdb, polars, pyarrow.parquet
@@ -418,7 +420,7 @@ folder = sys.argv[1]
 print(pyarrow.parquet.read_table(folder)["vector_96"].type)
 print(polars.read_parquet(f"{folder}/*.parquet")["vector_96"].dtype)
 found = duckdb.sql(f"select count(*), min(array_inner_product(v, v)) > 0.999, typeof(any_value(v)) from"
-                   f"(select vector_96::float[96] as v from '{folder}/*.parquet')").fetchone()
+                   f"(select vector_96::float[96] as v from '{folder}/*.parquet')").fetchall()[0]
 print(*found)
 """
 
@@ -446,6 +448,15 @@ def test_no_file_is_left_half_written(tmp_path: Path, monkeypatch: pytest.Monkey
         store.write("vectors/a.parquet", b"new")
     assert [path.name for path in (tmp_path / "out" / "vectors").iterdir()] == ["a.parquet"]
     assert (tmp_path / "out" / "vectors" / "a.parquet").read_bytes() == b"old"
+
+
+def test_what_killed_writers_left_is_swept_away(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path / "out"))
+    store.write("vectors/a.parquet", b"whole")
+    (tmp_path / "out" / "vectors" / ".b.parquet.0a1b2c3d").write_bytes(b"ha")
+    assert store.names("vectors") == ["a.parquet"]
+    OutputFolder(store).sweep()
+    assert [path.name for path in (tmp_path / "out" / "vectors").iterdir()] == ["a.parquet"]
 
 
 def test_an_output_that_cannot_be_written_is_said_before_anything_runs(tmp_path: Path) -> None:
@@ -550,3 +561,48 @@ def test_a_span_stops_at_its_last_block(tmp_path: Path) -> None:
     found = [table[TEXT].to_pylist() for _, table in read_span(span, Columns("text", ()), 4)]
     assert found == [texts[8:12], texts[12:16]]
     assert DETAIL not in texts
+
+
+# the command
+
+
+COMMAND = Path(__file__).resolve().parent.parent / "jobs" / "embed.py"
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--model", "nowhere/at-all"], "'nowhere/at-all' is neither a local folder nor reachable|must not be asked"),
+        (["--input", "none.jsonl"], "found no parquet, jsonl, csv or txt file at none.jsonl"),
+        (["--dim", "32:int4"], "--dim 32:int4 is not a size"),
+        (["--output", "a.txt/out"], "cannot write to a.txt/out"),
+        (["--verify"], "out is not finished"),
+    ],
+)
+def test_what_is_wrong_is_one_line_before_ray_starts(
+    options: list[str],
+    told: str,
+    student: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "a.txt").write_text("a text\n")
+    usual = {"--model": str(student), "--input": "a.txt", "--output": "out"}
+    given = {**usual, **dict(zip(options[::2], [*options[1::2], ""], strict=False))}
+    words = [word for pair in given.items() for word in pair if word]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(sys, "argv", [str(COMMAND), *words])
+    with pytest.raises(SystemExit) as stopped:
+        runpy.run_path(str(COMMAND), run_name="__main__")
+    said = capsys.readouterr()
+    assert (stopped.value.code, said.out) == (2, "")
+    assert re.search(told, said.err), said.err
+    assert said.err.count("\n") == 1
+
+
+def test_help_comes_at_once(tmp_path: Path) -> None:
+    command = [sys.executable, str(COMMAND), "--help"]
+    answer = subprocess.run(command, cwd=tmp_path, text=True, capture_output=True, check=True, timeout=60)
+    assert "--dim N[:DTYPE]" in answer.stdout

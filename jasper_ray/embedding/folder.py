@@ -23,7 +23,7 @@ from pydantic import ValidationError
 from jasper_ray.config import ConfigError, Settings, setting_differences
 from jasper_ray.embedding.inputs import InputFile, KnownFile
 from jasper_ray.embedding.manifest import Manifest
-from jasper_ray.embedding.output import VECTORS, Record, read_record
+from jasper_ray.embedding.output import REJECTED, VECTORS, Record, read_record
 from jasper_ray.embedding.scan import Scan
 from jasper_ray.embedding.settings import EmbedSettings, VectorColumn
 from jasper_ray.embedding.store import Store
@@ -130,6 +130,11 @@ class OutputFolder:
                     f"{file.known.name} has changed since its rows were first embedded here; "
                     "put changed texts into a new file, or choose another --output"
                 )
+
+    def sweep(self) -> None:
+        """Remove what writers left half done that were killed."""
+        for folder in (VECTORS, REJECTED, RECORDS):
+            self.store.sweep(folder)
 
     def finished(self) -> set[str]:
         """Names of the blocks whose vectors are here."""

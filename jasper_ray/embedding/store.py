@@ -64,9 +64,17 @@ class Store:
 
     def names(self, folder: str) -> list[str]:
         """Names of the files directly in a folder, sorted; those of unfinished files are left out."""
+        return [name for name in self._all_names(folder) if not name.startswith(".")]
+
+    def sweep(self, folder: str) -> None:
+        """Remove unfinished files, whose writers must not live any more."""
+        for name in self._all_names(folder):
+            if name.startswith("."):
+                self.delete(f"{folder}/{name}")
+
+    def _all_names(self, folder: str) -> list[str]:
         selector = fs.FileSelector(posixpath.join(self.root, folder), allow_not_found=True)
-        infos = self.filesystem.get_file_info(selector)
-        return sorted(info.base_name for info in infos if info.is_file and not info.base_name.startswith("."))
+        return sorted(info.base_name for info in self.filesystem.get_file_info(selector) if info.is_file)
 
     def delete(self, name: str) -> None:
         """Remove a file that is there."""

@@ -135,6 +135,7 @@ class Embedding:
 
     def finish(self, began: float) -> Manifest:
         """Whatever is left to do."""
+        self.folder.sweep()
         finished = self.folder.finished()
         scans = self.scans(finished)
         self.check_files(scans, finished)
@@ -162,7 +163,8 @@ class Embedding:
         fresh = [file for file in self.files if file.known.name not in done]
         with plain_errors():
             found = scan_files(fresh, self.columns, self.settings.block_rows)
-        scans = {**self.known}
+        now = {file.known.name for file in self.files}
+        scans = {name: each for name, each in self.known.items() if name in now or not each.scan.fault}
         for file, each in zip(fresh, found, strict=True):
             scans[file.known.name] = ScannedFile(file=file.known, scan=each)
         self.folder.keep_known(scans.values())
