@@ -35,7 +35,7 @@ from jasper_ray.embedding.settings import EmbedSettings, VectorColumn, vector_co
 from jasper_ray.embedding.store import open_store
 from jasper_ray.encoders import TokenEncoder, load_encoder
 from jasper_ray.encoders.budget import TokenBudget
-from jasper_ray.encoders.tokenizing import Ids
+from jasper_ray.models.tokenizing import Ids
 from jasper_ray.vectors import int8_ranges, least_cosine, quantise_binary, quantise_int8
 
 TEXTS = [

@@ -26,7 +26,7 @@ from jasper_ray.config import ConfigError
 from jasper_ray.embedding import EmbedSettings
 from jasper_ray.embedding.progress import last_line
 from jasper_ray.encoders import load_encoder, load_sentence_transformer
-from jasper_ray.encoders.tokenizing import Tokenizing
+from jasper_ray.models.tokenizing import Tokenizing
 from jasper_ray.pipelines.embed import embed_corpus
 
 SOURCES = ("pypi:vader-sentences", "debian:wordnet-sentences", "debian:docs")

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from jasper_ray.embedding.rows import DETAIL, REASON, TEXT
-from jasper_ray.encoders.tokenizing import Tokenizing
+from jasper_ray.models.tokenizing import Tokenizing
 
 REJECTED_SCHEMA = pa.schema(
     [

@@ -26,7 +26,7 @@ from jasper_ray.embedding.settings import VectorColumn
 from jasper_ray.embedding.store import Store
 from jasper_ray.encoders import TokenEncoder
 from jasper_ray.encoders.budget import Encode, TokenBudget
-from jasper_ray.encoders.tokenizing import Ids
+from jasper_ray.models.tokenizing import Ids
 from jasper_ray.vectors import quantise_binary, quantise_int8
 
 VECTORS, REJECTED = "vectors", "rejected"

@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 
 from jasper_ray.config import ConfigError
-from jasper_ray.encoders.tokenizing import Ids, Tokenizing
+from jasper_ray.models.tokenizing import Ids, Tokenizing
 
 
 class Encoder(Protocol):

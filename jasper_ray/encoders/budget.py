@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from jasper_ray.config import ConfigError
-from jasper_ray.encoders.tokenizing import Ids
+from jasper_ray.models.tokenizing import Ids
 
 logger = logging.getLogger(__name__)
 

@@ -14,8 +14,8 @@ from safetensors import SafetensorError
 from jasper_ray.assets import locate
 from jasper_ray.config import ConfigError
 from jasper_ray.encoders.base import known_dim, prompt_text
-from jasper_ray.encoders.tokenizing import Ids, Tokenizing
 from jasper_ray.models.loading import first_line
+from jasper_ray.models.tokenizing import Ids, Tokenizing
 from jasper_ray.vectors import Dtype, normalise
 
 if TYPE_CHECKING:  # importing it takes seconds; whoever only reads settings does not wait for it

@@ -13,10 +13,10 @@ import torch
 
 from jasper_ray.config import ConfigError
 from jasper_ray.encoders.base import known_dim, prompt_text, with_prompt
-from jasper_ray.encoders.tokenizing import Ids, Tokenizing
 from jasper_ray.images import PIXEL_LIMIT, Picture, open_picture
 from jasper_ray.models.folder import StudentCard, load_student_folder
 from jasper_ray.models.student import Student
+from jasper_ray.models.tokenizing import Ids, Tokenizing
 from jasper_ray.models.tokens import TokenGroup, image_groups, length_groups
 from jasper_ray.vectors import Dtype, normalise
 

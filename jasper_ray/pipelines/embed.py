@@ -11,44 +11,44 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import pickle
 import time
 import uuid
 from collections.abc import Container, Iterator, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import ray
 import torch
-from ray.data import Dataset, TaskPoolStrategy
+from ray.data import Dataset, ExecutionResources
 
 from jasper_ray import __version__
 from jasper_ray.assets.identity import weights_identity
 from jasper_ray.config import ConfigError
-from jasper_ray.embedding.block import Preparation, unpack
+from jasper_ray.embedding.block import unpack
 from jasper_ray.embedding.folder import JOB, Job, OutputFolder, Resolved, ScannedFile
 from jasper_ray.embedding.inputs import InputFile, list_inputs
 from jasper_ray.embedding.manifest import Manifest, file_counts, totals
 from jasper_ray.embedding.output import BlockWriter, Done, Record, read_record
-from jasper_ray.embedding.plan import Span, block_name, plan_spans, read_span
+from jasper_ray.embedding.plan import Span, block_name, plan_spans
 from jasper_ray.embedding.progress import Progress
 from jasper_ray.embedding.rows import Columns
-from jasper_ray.embedding.scan import Scan, scan
 from jasper_ray.embedding.settings import EmbedSettings
 from jasper_ray.embedding.store import Store, open_store
 from jasper_ray.encoders.budget import TokenBudget
 from jasper_ray.pipelines.examine import TOLERANCE, Examined, default_budget, examine, open_encoder
 from jasper_ray.pipelines.label import pool_strategy
 from jasper_ray.pipelines.memory import Memory, Remembering
+from jasper_ray.pipelines.reading_blocks import MOST_INPUT_BLOCKS, ReadBlocks, scan_files
 from jasper_ray.pipelines.session import check_room, plain_errors, ray_session, set_up_data
 from jasper_ray.pool import ActorPool, Pool
 
 logger = logging.getLogger(__name__)
 
-MOST_INPUT_BLOCKS = 1000
-"""Of Ray Data; each is an object that the driver makes before anything runs."""
+WAITING_BLOCKS = 8
+"""Blocks that wait for each actor, at least; more where texts are short."""
+GUESSED_TOKENS, ROW_BYTES = 128, 128
+"""Of a row that waits."""
 KEEP_EVERY_S = 30.0
 """Seconds between two times that records are written down."""
 LEAST_ROWS_TO_JUDGE = 10_000
@@ -290,24 +290,6 @@ def tell(resolved: Resolved) -> None:
     logger.info("%s in %s%s", columns, resolved.precision, agreement)
 
 
-def scan_files(files: Sequence[InputFile], columns: Columns, block_rows: int) -> list[Scan]:
-    """Look at files, on as many processors as there are."""
-    if not files:
-        return []
-    items = [{"place": place, "file": pickle.dumps(file)} for place, file in enumerate(files)]
-    dataset = ray.data.from_items(items, override_num_blocks=min(len(items), MOST_INPUT_BLOCKS))
-    set_up_data(dataset.context)
-    tasks = TaskPoolStrategy(min(len(items), max(1, int(ray.cluster_resources().get("CPU", 1)))))
-    work = {"columns": columns, "block_rows": block_rows}
-    scanned = dataset.map(scan_row, fn_kwargs=work, num_cpus=0.5, compute=tasks)
-    found = {row["place"]: Scan.model_validate_json(row["scan"]) for row in scanned.iter_rows()}
-    return [found[place] for place in range(len(files))]
-
-
-def scan_row(row: dict[str, Any], columns: Columns, block_rows: int) -> dict[str, Any]:
-    return {"place": row["place"], "scan": scan(pickle.loads(row["file"]), columns, block_rows).model_dump_json()}
-
-
 def stream(
     spans: Sequence[Span], settings: EmbedSettings, revision: str | None, examined: Examined, folder: OutputFolder
 ) -> Iterator[Done]:
@@ -320,6 +302,8 @@ def stream(
     dataset = ray.data.from_items(items, override_num_blocks=min(len(items), MOST_INPUT_BLOCKS))
     set_up_data(dataset.context)
     dataset.context.target_max_block_size = 1  # so that every row, which is a block of ours, is one of Ray's
+    limits = ExecutionResources.for_limits(object_store_memory=waiting_bytes(settings, resolved.max_length))
+    dataset.context.execution_options.resource_limits = limits
     memory = None
     if settings.unique == "job":
         memory = ray.remote(Memory).options(num_cpus=0).remote(int(settings.unique_gib * 2**30))
@@ -344,21 +328,12 @@ def stream(
             yield from (Done.model_validate_json(text) for text in batch["done"].to_pylist())
 
 
-class ReadBlocks:
-    """Spans become blocks: read, checked, tokenised."""
-
-    def __init__(self, settings: EmbedSettings, tokenizing: bytes) -> None:
-        os.environ["TOKENIZERS_PARALLELISM"] = "false"  # more readers, not more threads
-        self.settings = settings
-        self.preparation = Preparation(pickle.loads(tokenizing), settings.truncate, settings.id_column, settings.carry)
-
-    def __call__(self, batch: dict[str, np.ndarray]) -> Iterator[pa.Table]:
-        span: Span = pickle.loads(batch["span"][0])
-        rows = self.settings.block_rows
-        columns = Columns(self.settings.text_column, self.settings.copied)
-        for number, table in read_span(span, columns, rows):
-            name = block_name(span.file.known.key, number)
-            yield self.preparation.block(name, span.file.known.name, number * rows, table).packed()
+def waiting_bytes(settings: EmbedSettings, max_length: int) -> int:
+    """Room for the blocks that wait for actors. Readers are faster: without a bound they would read all of a corpus
+    ahead, and on processors take from the actors what these need."""
+    assert settings.pool
+    tokens = min(max_length or GUESSED_TOKENS, GUESSED_TOKENS)
+    return WAITING_BLOCKS * settings.pool.max_size * settings.block_rows * (ROW_BYTES + 4 * tokens)
 
 
 class EmbedBlocks:

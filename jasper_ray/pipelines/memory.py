@@ -15,7 +15,7 @@ import numpy as np
 import ray
 
 from jasper_ray.encoders.budget import Encode
-from jasper_ray.encoders.tokenizing import Ids
+from jasper_ray.models.tokenizing import Ids
 
 logger = logging.getLogger(__name__)
 

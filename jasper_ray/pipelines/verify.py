@@ -29,8 +29,9 @@ from jasper_ray.embedding.rows import Columns
 from jasper_ray.embedding.settings import EmbedSettings, VectorColumn
 from jasper_ray.embedding.store import Store, open_store
 from jasper_ray.encoders.budget import TokenBudget
-from jasper_ray.pipelines.embed import MOST_INPUT_BLOCKS, needs, scan_files, with_pools
+from jasper_ray.pipelines.embed import needs, with_pools
 from jasper_ray.pipelines.examine import TOLERANCE, default_budget, default_prompt, open_encoder
+from jasper_ray.pipelines.reading_blocks import MOST_INPUT_BLOCKS, scan_files
 from jasper_ray.pipelines.session import plain_errors, ray_session, set_up_data
 from jasper_ray.vectors import least_cosine
 
