@@ -1,5 +1,5 @@
-"""What Ray costs an embedding, and what a second actor brings: one and two actors of one thread each, and the same work
-in a plain loop in one process, in turn."""
+"""What Ray costs an embedding, and what a second actor brings: one and two actors of one thread each, and the same
+blocks embedded and written in a plain loop in one process, in turn."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from jasper_ray.benchmarks.embed import mixed_lines, ours
 from jasper_ray.benchmarks.process import in_fresh_process
@@ -19,14 +18,13 @@ from jasper_ray.benchmarks.table import table
 from jasper_ray.embedding import EmbedSettings
 from jasper_ray.embedding.block import Preparation
 from jasper_ray.embedding.inputs import list_inputs
+from jasper_ray.embedding.model import budget_of, open_encoder
 from jasper_ray.embedding.output import BlockWriter
 from jasper_ray.embedding.plan import block_name, plan_spans, read_span
 from jasper_ray.embedding.rows import Columns
 from jasper_ray.embedding.scan import scan
 from jasper_ray.embedding.settings import VectorColumn
 from jasper_ray.embedding.store import open_store
-from jasper_ray.encoders.budget import TokenBudget
-from jasper_ray.pipelines.examine import default_budget, open_encoder
 
 COLUMNS = ("way", "rows", "seconds", "rows_per_s", "busy", "times")
 
@@ -52,25 +50,26 @@ def benchmark_scale(model: str, rows: int, rounds: int, precision: str) -> list[
 
 
 def run_plain(values: dict[str, Any], lines: list[str]) -> dict[str, float]:
-    """The same reading, tokenising, embedding and writing, one block after the other, with one thread."""
-    torch.set_num_threads(1)
+    """The same blocks, read and tokenised before, embedded and written one after the other, with one thread."""
     with tempfile.TemporaryDirectory() as folder:
         corpus = Path(folder) / "lines.txt"
         corpus.write_text("\n".join(lines), encoding="utf-8")
-        settings = EmbedSettings.model_validate({**values, "inputs": [str(corpus)]})
+        settings = EmbedSettings.model_validate({**values, "inputs": [str(corpus)], "pool": {"threads": 1}})
         encoder = open_encoder(settings, None, settings.precision)  # type: ignore[arg-type]
         preparation = Preparation(encoder.tokenizing(), True, None, ())
         columns = (VectorColumn(dim=encoder.dims[0]),)
-        budget = TokenBudget(default_budget())
-        writer = BlockWriter(encoder, None, columns, {}, budget, open_store(f"{folder}/out"))
+        writer = BlockWriter(encoder, None, columns, {}, budget_of(settings), open_store(f"{folder}/out"))
         encoder.encode_tokens([np.ones(8, np.int32)], encoder.dims[:1])
-        began = time.perf_counter()
         [file] = list_inputs(settings)
         wanted = Columns("text", ())
-        for span in plan_spans(file, scan(file, wanted, settings.block_rows), settings.block_rows, ()):
-            for number, rows in read_span(span, wanted, settings.block_rows):
-                name = block_name(file.known.key, number)
-                writer.embed(preparation.block(name, file.known.name, number * settings.block_rows, rows), "plain")
+        blocks = [
+            preparation.block(block_name(file.known.key, number), "lines", 0, rows)
+            for span in plan_spans(file, scan(file, wanted, settings.block_rows), settings.block_rows, ())
+            for number, rows in read_span(span, wanted, settings.block_rows)
+        ]
+        began = time.perf_counter()
+        for block in blocks:
+            writer.embed(block, "plain")
         return {"seconds": time.perf_counter() - began}
 
 

@@ -29,6 +29,10 @@ COMPRESSIONS = ("", ".gz", ".bz2", ".zst")
 _GLOB_SIGNS = "*?["
 
 
+class NothingFound(ConfigError):
+    """A place where files can be listed has none of the format."""
+
+
 class Located(Protocol):
     """A source of texts or of pairs, as far as its files go."""
 
@@ -78,7 +82,7 @@ def find_files(source: Located) -> SourceFiles:
     except OSError as error:
         raise ConfigError(f"source '{source.title}': cannot list {location} ({error}); change its path") from error
     if not infos:
-        raise ConfigError(_nothing_found(source, location))
+        raise NothingFound(_nothing_found(source, location))
     if all(info.size == 0 for info in infos):
         raise ConfigError(f"source '{source.title}': {location} is empty; fill it, or change the source's path")
     return SourceFiles(

@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
+import pyarrow as pa
 from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
@@ -24,12 +25,16 @@ from jasper_ray.config import ConfigError, Settings, setting_differences
 from jasper_ray.embedding.inputs import InputFile, KnownFile
 from jasper_ray.embedding.manifest import Manifest
 from jasper_ray.embedding.output import REJECTED, VECTORS, Record, read_record
+from jasper_ray.embedding.plan import is_block_name
 from jasper_ray.embedding.scan import Scan
 from jasper_ray.embedding.settings import EmbedSettings, VectorColumn
 from jasper_ray.embedding.store import Store
+from jasper_ray.models.loading import first_line
 from jasper_ray.vectors import Dtype
 
 logger = logging.getLogger(__name__)
+
+AnySettings = TypeVar("AnySettings", bound=Settings)
 
 JOB, INPUTS, MANIFEST, RECORDS = "job.json", "inputs.jsonl", "manifest.json", "records"
 
@@ -85,10 +90,14 @@ class OutputFolder:
         try:
             return None if data is None else kind.model_validate_json(data.to_pybytes())
         except ValidationError as error:
-            raise ConfigError(
-                f"{name} in {self.store.address} is damaged or of another version ({error.error_count()} faults); "
-                "choose another --output"
-            ) from error
+            raise self._damaged(name, error) from error
+
+    def _damaged(self, name: str, error: ValidationError) -> ConfigError:
+        faults = error.error_count()
+        return ConfigError(
+            f"{name} in {self.store.address} is damaged or of another version ({faults} faults); "
+            "choose another --output"
+        )
 
     def write(self, name: str, value: Settings) -> None:
         """Write one of the files above."""
@@ -111,21 +120,20 @@ class OutputFolder:
 
     def known(self) -> dict[str, ScannedFile]:
         """The files that were seen before, by name."""
-        data = self.store.read(INPUTS)
-        lines = data.to_pybytes().splitlines() if data is not None else []
-        found = [ScannedFile.model_validate_json(line) for line in lines]
-        return {each.file.name: each for each in found}
+        return {each.file.name: each for each in self._lines(INPUTS, ScannedFile)}
 
     def keep_known(self, files: Iterable[ScannedFile]) -> None:
         """Write down which files were seen. Where blocks begin is found again when it is needed."""
         slim = [each.model_copy(update={"scan": each.scan.model_copy(update={"offsets": ()})}) for each in files]
         self.store.write(INPUTS, "".join(each.model_dump_json() + "\n" for each in slim).encode())
 
-    def check_unchanged(self, files: Sequence[InputFile], known: Mapping[str, ScannedFile]) -> None:
-        """Refuse files that changed since they were first seen: some of their rows may be embedded already."""
+    def check_unchanged(
+        self, files: Sequence[InputFile], known: Mapping[str, ScannedFile], begun: Container[str]
+    ) -> None:
+        """Refuse files that changed after some of their rows were embedded; `begun` are keys."""
         for file in files:
             before = known.get(file.known.name)
-            if before and before.file != file.known and not before.scan.fault:
+            if before and before.file != file.known and file.known.key in begun:
                 raise ConfigError(
                     f"{file.known.name} has changed since its rows were first embedded here; "
                     "put changed texts into a new file, or choose another --output"
@@ -138,19 +146,35 @@ class OutputFolder:
 
     def finished(self) -> set[str]:
         """Names of the blocks whose vectors are here."""
-        return set(self.store.names(VECTORS))
+        return {name for name in self.store.names(VECTORS) if is_block_name(name)}
 
-    def records(self, finished: Iterable[str]) -> dict[str, Record]:
-        """The records of finished blocks, by name: from where they were kept, else from the files themselves."""
+    def records(self) -> dict[str, Record]:
+        """The records of finished blocks, by name: from where they were kept, else from the files themselves.
+
+        A file that tells nothing is removed: its block is not finished.
+        """
         manifest = self.manifest()
         kept = {record.name: record for record in manifest.blocks} if manifest else {}
         for part in self.store.names(RECORDS):
-            data = self.store.read(f"{RECORDS}/{part}")
-            assert data is not None
-            for line in data.to_pybytes().splitlines():
-                record = Record.model_validate_json(line)
+            for record in self._lines(f"{RECORDS}/{part}", Record):
                 kept[record.name] = record
-        return {name: kept.get(name) or read_record(self.store, name) for name in sorted(finished)}
+        found = {name: kept.get(name) or self._told(name) for name in sorted(self.finished())}
+        return {name: record for name, record in found.items() if record}
+
+    def _told(self, name: str) -> Record | None:
+        try:
+            return read_record(self.store, name)
+        except (pa.ArrowException, OSError, KeyError, TypeError, ValidationError) as error:
+            logger.warning("%s/%s is damaged (%s) and will be made anew", VECTORS, name, first_line(error))
+            self.store.delete(f"{VECTORS}/{name}")
+            return None
+
+    def _lines(self, name: str, kind: type[AnySettings]) -> list[AnySettings]:
+        data = self.store.read(name)
+        try:
+            return [kind.model_validate_json(line) for line in data.to_pybytes().splitlines()] if data else []
+        except ValidationError as error:
+            raise self._damaged(name, error) from error
 
     def keep_records(self, records: Sequence[Record]) -> None:
         """Write down records that no manifest has yet."""

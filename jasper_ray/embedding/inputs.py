@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import posixpath
 from dataclasses import dataclass
 from typing import get_args
@@ -10,7 +11,7 @@ from typing import get_args
 from pyarrow import fs
 
 from jasper_ray.config import ConfigError, Settings
-from jasper_ray.data.files import COMPRESSIONS, SourceFiles, endings, find_files
+from jasper_ray.data.files import COMPRESSIONS, NothingFound, SourceFiles, endings, find_files
 from jasper_ray.data.settings import path_title
 from jasper_ray.embedding.settings import EmbedSettings, Format
 
@@ -74,16 +75,24 @@ def list_inputs(settings: EmbedSettings) -> list[InputFile]:
 
 def files_of(files: SourceFiles, form: Format) -> list[InputFile]:
     infos = files.filesystem.get_file_info(list(files.paths))
-    scheme = "" if isinstance(files.filesystem, fs.LocalFileSystem) else f"{files.filesystem.type_name}://"
     return [
-        InputFile(known_file(scheme + info.path, info.size, info.mtime_ns), files.filesystem, info.path, form)
+        InputFile(known_file(full_name(files, info.path), info.size, info.mtime_ns), files.filesystem, info.path, form)
         for info in infos
     ]
 
 
+def full_name(files: SourceFiles, path: str) -> str:
+    """A file's one name, however its input was spelled."""
+    if isinstance(files.filesystem, fs.LocalFileSystem):
+        return os.path.normpath(path)
+    return f"{files.filesystem.type_name}://{path}"
+
+
 def known_file(name: str, size: int | None, mtime_ns: int | None) -> KnownFile:
-    stem = posixpath.basename(name).split(".")[0][:40]
-    digest = hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()[:8]
+    stem = (
+        posixpath.basename(name).split(".")[0][:40].lstrip("_") or "file"
+    )  # readers pass over names that begin with _
+    digest = hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()[:16]
     return KnownFile(name=name, key=f"{stem}-{digest}", size=size, mtime_ns=mtime_ns)
 
 
@@ -93,19 +102,18 @@ def format_of(path: str) -> Format:
     Raises:
         ConfigError: none, or several.
     """
-    faults: list[ConfigError] = []
     formats: list[Format] = []
     for form in FORMATS:
         try:
             found = find_files(Located(path, form)).paths
-        except ConfigError as error:
-            faults.append(error)
+        except NothingFound:
             continue
         if any(name.endswith(endings(form)) for name in found):
             formats.append(form)
     if len(formats) == 1:
         return formats[0]
-    if len(faults) == len(FORMATS):
-        raise ConfigError(f"found no parquet, jsonl, csv or txt file at {path}; change --input, or give --format")
-    what = f"files of several formats, {', '.join(formats)}" if formats else "a file whose name tells no format"
-    raise ConfigError(f"found {what} at {path}; give --format")
+    if not formats:
+        raise ConfigError(
+            f"found no file named as parquet, jsonl, csv or txt at {path}; change --input, or give --format"
+        )
+    raise ConfigError(f"found files of several formats, {', '.join(formats)}, at {path}; give --format")

@@ -34,6 +34,8 @@ class Work(Settings):
     rows_per_s: float
     tokens_per_s: float
     actors: int
+    batch_tokens: int
+    """The least budget that an actor ended with: less than it began with where memory ran out."""
     busy_share: float
     """Of the actors' time from first to last block, the part in which they worked on one."""
 

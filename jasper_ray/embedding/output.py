@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from jasper_ray.config import Settings
+from jasper_ray.config import ConfigError, Settings
 from jasper_ray.embedding.block import Block
 from jasper_ray.embedding.rows import TEXT
 from jasper_ray.embedding.settings import VectorColumn
@@ -65,6 +65,8 @@ class Done(Settings):
     actor: str
     seconds: float
     """That the actor worked on it."""
+    batch_tokens: int = 0
+    """The actor's budget when it was done."""
     repeated: bool = False
     """It was there already: an actor had died between writing it and saying so."""
 
@@ -173,6 +175,8 @@ class BlockWriter:
         """Embed and write one block; the file of vectors comes last: where it is, the block is finished."""
         began = time.perf_counter()
         found = encode_block(block, self.encoder, self.prompt_name, self.dims, self.budget, self.recall)
+        if not all(np.isfinite(vectors_UD).all() for vectors_UD in found.heads.values()):
+            raise ConfigError(f"vectors of {block.name} are not finite; compute in float32 or bfloat16: --precision")
         rejected = Counter(block.rejected["reason"].to_pylist())
         record = Record(
             name=block.name,
@@ -191,7 +195,8 @@ class BlockWriter:
         data = parquet(table.replace_schema_metadata({RECORD_KEY: record.model_dump_json()}))
         self.store.write(f"{VECTORS}/{block.name}", data)
         record = record.model_copy(update={"sha256": hashlib.sha256(data).hexdigest()})
-        return Done(record=record, actor=actor, seconds=time.perf_counter() - began)
+        seconds = time.perf_counter() - began
+        return Done(record=record, actor=actor, seconds=seconds, batch_tokens=self.budget.tokens)
 
 
 def parquet(table: pa.Table) -> pa.Buffer:

@@ -16,6 +16,9 @@ SPAN_BLOCKS = 16
 """Blocks that are read in a row: enough to be worth a task, few enough to share a large file among readers."""
 
 
+NAME = re.compile(r"(.+-[0-9a-f]{16})-(\d{6,})\.parquet")
+
+
 @dataclass(frozen=True)
 class Span:
     """Blocks of one file that are still to be embedded, in order."""
@@ -33,9 +36,14 @@ def block_name(key: str, block: int) -> str:
     return f"{key}-{block:06d}.parquet"
 
 
+def is_block_name(name: str) -> bool:
+    """Whether `block_name` made it."""
+    return NAME.fullmatch(name) is not None
+
+
 def block_of(name: str) -> tuple[str, int]:
     """The file's key and the block's number in a name that `block_name` made."""
-    found = re.fullmatch(r"(.*)-(\d{6,})\.parquet", name)
+    found = NAME.fullmatch(name)
     assert found, name
     return found[1], int(found[2])
 
@@ -81,6 +89,8 @@ def in_blocks(tables: Iterator[tuple[int, pa.Table]], first: int, block_rows: in
     waiting: list[pa.Table] = []
     held, block = 0, first // block_rows
     for row, table in tables:
+        if row + len(table) <= first:
+            continue  # not a slice without rows, which would keep the whole table in memory
         if row < first:
             table = table.slice(first - row)
         waiting.append(table)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter, deque
+from collections.abc import Iterable
 
 from jasper_ray.command import duration
 from jasper_ray.embedding.manifest import Manifest, Work
-from jasper_ray.embedding.output import Done
+from jasper_ray.embedding.output import Done, Record
 
 logger = logging.getLogger(__name__)
 
@@ -21,11 +22,12 @@ RECENT_S = 30.0
 class Progress:
     """Counts finished blocks and says how far it is."""
 
-    def __init__(self, rows: int, finished_before: int) -> None:
+    def __init__(self, rows: int, before: Iterable[Record]) -> None:
         self.total = rows
-        self.before = finished_before
+        self.before = sum(record.rows for record in before)
         self.rows = self.tokens = self.rejected = 0
         self.busy: Counter[str] = Counter()
+        self.budgets: dict[str, int] = {}
         self.began: float | None = None
         self.last = self.said = time.monotonic()
         self.recent: deque[tuple[float, int, int]] = deque()
@@ -38,6 +40,7 @@ class Progress:
         self.rows += done.record.rows
         self.tokens += done.record.tokens
         self.rejected += sum(done.record.rejected.values())
+        self.budgets[done.actor] = done.batch_tokens
         self.busy[done.actor] += done.seconds  # type: ignore[assignment]  # a Counter of seconds
         self.recent.append((self.last, self.rows, self.tokens))
         while self.last - self.recent[0][0] > RECENT_S and len(self.recent) > 2:
@@ -80,6 +83,7 @@ class Progress:
             rows_per_s=self.rows / self.seconds,
             tokens_per_s=self.tokens / self.seconds,
             actors=len(self.busy),
+            batch_tokens=min(self.budgets.values()),
             busy_share=min(1.0, sum(self.busy.values()) / (self.seconds * len(self.busy))),
         )
 
@@ -96,7 +100,8 @@ def last_line(manifest: Manifest) -> str:
         return " ".join([*lines, "Nothing was left to do."])
     work = manifest.work
     lines.append(
-        f"{work.rows:,} rows in {duration(work.wall_seconds)}: {work.rows_per_s:,.0f} rows/s, "
-        f"{work.tokens_per_s:,.0f} tokens/s, {manifest.padding_share:.1%} padding, {work.busy_share:.0%} busy."
+        f"{work.rows:,} rows in {duration(work.seconds)}, {duration(work.wall_seconds)} with the start: "
+        f"{work.rows_per_s:,.0f} rows/s, {work.tokens_per_s:,.0f} tokens/s, {manifest.padding_share:.1%} padding, "
+        f"{work.busy_share:.0%} busy."
     )
     return " ".join(lines)

@@ -9,10 +9,11 @@ import csv
 import io
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pyarrow import fs
 
 from jasper_ray.config import ConfigError
 from jasper_ray.data.reading import whole_lines
@@ -21,9 +22,10 @@ from jasper_ray.embedding.inputs import InputFile
 TEXT, REASON, DETAIL = "\x00text", "\x00reason", "\x00detail"
 """Columns that stand beside copied ones, under names that no file has."""
 
-REASONS = ("null", "not_text", "empty", "undecodable", "malformed", "unreadable", "too_long")
+Reason = Literal["null", "not_text", "empty", "undecodable", "malformed", "unreadable", "no_id", "too_long"]
 """Why a row is set aside: nothing there; a number or the like; white space alone; bytes that are not UTF-8, or half a
-surrogate pair; a line that is not of the file's format; a damaged part of a Parquet file; more tokens than allowed."""
+surrogate pair; a line that is not of the file's format; a damaged part of a Parquet file; no id in the column of ids;
+more tokens than allowed."""
 
 READ_ROWS = 1024
 DETAIL_LETTERS = 80
@@ -34,8 +36,7 @@ csv.field_size_limit(1 << 30)
 class Fault(NamedTuple):
     """Why a row has no text."""
 
-    reason: str
-    """One of `REASONS`."""
+    reason: Reason
     detail: str = ""
 
 
@@ -48,24 +49,32 @@ class Columns(NamedTuple):
 
 def read_rows(file: InputFile, columns: Columns, first: int = 0, offset: int = 0) -> Iterator[tuple[int, pa.Table]]:
     """The rows of a file, a table at a time behind the number of its first row; copied columns and `TEXT`, `REASON`,
-    `DETAIL`. Begins at row `first` or before: `offset` is the byte at which row `first` of an uncompressed file of
-    lines begins.
+    `DETAIL`. Begins with the table that holds row `first`: `offset` is the byte at which that row begins in an
+    uncompressed file of lines.
 
     Raises:
         ConfigError: the file is damaged, or has no such column.
+        OSError: a remote store that does not answer, which says nothing about the file.
     """
     try:
         if file.format == "parquet":
             with file.filesystem.open_input_file(file.path) as stream:
-                yield from parquet_rows(stream, columns, first)
+                yield from parquet_rows(stream, columns, first, is_local(file))
             return
         with open_stream(file, offset) as stream:
             if file.format == "csv":
-                yield from csv_rows(stream, columns)
+                yield from csv_rows(stream, columns, first)
             else:
-                yield from line_rows(stream, file.format == "jsonl", columns, first if offset else 0)
+                yield from line_rows(stream, file.format == "jsonl", columns, first if offset else 0, first)
     except (pa.ArrowException, OSError, EOFError) as error:
+        if isinstance(error, OSError) and not is_local(file):
+            raise
         raise ConfigError(f"{file.known.name} cannot be read: {str(error).splitlines()[0]}") from error
+
+
+def is_local(file: InputFile) -> bool:
+    """Whether an error of reading is the file's own: a remote store may be down, after pyarrow's own retries."""
+    return isinstance(file.filesystem, fs.LocalFileSystem)
 
 
 def open_stream(file: InputFile, offset: int = 0) -> pa.NativeFile:
@@ -77,7 +86,7 @@ def open_stream(file: InputFile, offset: int = 0) -> pa.NativeFile:
     return stream
 
 
-def parquet_rows(stream: pa.NativeFile, columns: Columns, first: int) -> Iterator[tuple[int, pa.Table]]:
+def parquet_rows(stream: pa.NativeFile, columns: Columns, first: int, local: bool) -> Iterator[tuple[int, pa.Table]]:
     """`read_rows` for Parquet; row groups before the one that holds `first` are passed over."""
     file = pq.ParquetFile(stream)
     require(columns, file.schema_arrow.names)
@@ -85,21 +94,24 @@ def parquet_rows(stream: pa.NativeFile, columns: Columns, first: int) -> Iterato
     for group in range(file.num_row_groups):
         rows = file.metadata.row_group(group).num_rows
         if row + rows > first:
-            yield from group_rows(file, group, columns, row, row + rows)
+            yield from group_rows(file, group, columns, row, row + rows, first, local)
         row += rows
 
 
 def group_rows(
-    file: pq.ParquetFile, group: int, columns: Columns, row: int, end: int
+    file: pq.ParquetFile, group: int, columns: Columns, row: int, end: int, first: int, local: bool
 ) -> Iterator[tuple[int, pa.Table]]:
     """One row group; what of it cannot be read are rows with that reason."""
     names = list(dict.fromkeys([columns.text, *columns.copied]))
     try:
         for batch in file.iter_batches(READ_ROWS, row_groups=[group], columns=names, use_threads=False):
-            copied = {name: batch.column(name) for name in columns.copied}
-            yield row, rows_table(values_of(batch.column(columns.text)), copied)
+            if row + len(batch) > first:
+                copied = {name: batch.column(name) for name in columns.copied}
+                yield row, rows_table(values_of(batch.column(columns.text)), copied)
             row += len(batch)
     except (pa.ArrowException, OSError) as error:
+        if isinstance(error, OSError) and not local:
+            raise
         types = {name: file.schema_arrow.field(name).type for name in columns.copied}
         while row < end:
             rows = min(READ_ROWS, end - row)
@@ -117,16 +129,18 @@ def values_of(column: pa.Array) -> list[object]:
         return [None if value is None else value.decode("utf-8", "surrogateescape") for value in raw]
 
 
-def line_rows(stream: pa.NativeFile, as_json: bool, columns: Columns, first: int) -> Iterator[tuple[int, pa.Table]]:
-    """`read_rows` for lines, each a text or a JSON object. Lines end at a line feed."""
-    row = first
+def line_rows(
+    stream: pa.NativeFile, as_json: bool, columns: Columns, row: int, first: int
+) -> Iterator[tuple[int, pa.Table]]:
+    """`read_rows` for lines, each a text or a JSON object, from row `row` on. Lines end at a line feed."""
     for chunk in whole_lines(stream):
         lines = chunk.split(b"\n")
         if row == 0:
             lines[0] = lines[0].removeprefix(b"\xef\xbb\xbf")
         for start in range(0, len(lines), READ_ROWS):
             part = lines[start : start + READ_ROWS]
-            yield row, (json_table(part, columns) if as_json else text_table(part))
+            if row + len(part) > first:
+                yield row, (json_table(part, columns) if as_json else text_table(part))
             row += len(part)
 
 
@@ -149,7 +163,7 @@ def json_object(line: bytes) -> dict[str, object] | Fault:
         return Fault("empty")
     try:
         value = json.loads(line.decode("utf-8", "surrogateescape"))
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits is a plain ValueError
         return Fault("malformed", f"not JSON: {str(error)[:DETAIL_LETTERS]}")
     return value if isinstance(value, dict) else Fault("malformed", f"a JSON {type(value).__name__}, not an object")
 
@@ -162,16 +176,19 @@ def as_text(value: object) -> str | None:
     return text.encode("utf-8", "backslashreplace").decode()
 
 
-def csv_rows(stream: pa.NativeFile, columns: Columns) -> Iterator[tuple[int, pa.Table]]:
-    """`read_rows` for CSV with a header line; quoted texts may span lines."""
+def csv_rows(stream: pa.NativeFile, columns: Columns, first: int = 0) -> Iterator[tuple[int, pa.Table]]:
+    """`read_rows` for CSV with a header line; quoted texts may span lines. A blank line is a row only where there is
+    one column: elsewhere it is none to any reader of CSV."""
     lines = io.TextIOWrapper(stream, "utf-8-sig", "surrogateescape", newline="")
-    reader = csv.reader(lines)
+    reader = csv.reader(lines, strict=True)
     try:
         header = next(reader, [])
         require(columns, header)
         row = 0
-        for fields in batches((line for line in reader if line), READ_ROWS):
-            yield row, csv_table(fields, header, columns)
+        found = (line or [""] for line in reader if line or len(header) == 1)
+        for fields in batches(found, READ_ROWS):
+            if row + len(fields) > first:
+                yield row, csv_table(fields, header, columns)
             row += len(fields)
     except csv.Error as error:
         raise ConfigError(f"line {reader.line_num} is not CSV: {error}") from error

@@ -12,7 +12,7 @@ from pydantic import Field
 
 from jasper_ray.config import ConfigError, Settings
 from jasper_ray.embedding.inputs import InputFile
-from jasper_ray.embedding.rows import Columns, Fault, csv_rows, json_object, open_stream, require
+from jasper_ray.embedding.rows import Columns, Fault, csv_rows, is_local, json_object, open_stream, require
 
 CHUNK_BYTES = 4 << 20
 KEYS_LOOKED_AT = 100
@@ -33,7 +33,11 @@ class Scan(Settings):
 
 
 def scan(file: InputFile, columns: Columns, block_rows: int) -> Scan:
-    """Count a file's rows. A file that cannot be read is no error here: the scan says why."""
+    """Count a file's rows. A file that cannot be read is no error here: the scan says why.
+
+    Raises:
+        OSError: a remote store that does not answer.
+    """
     try:
         if file.format == "parquet":
             return scan_parquet(file, columns)
@@ -42,7 +46,9 @@ def scan(file: InputFile, columns: Columns, block_rows: int) -> Scan:
                 rows = sum(len(table) for _, table in csv_rows(stream, columns))
             return Scan(rows=rows, types=dict.fromkeys(columns.copied, "string"))
         return scan_lines(file, columns, block_rows)
-    except (pa.ArrowException, OSError, EOFError, ConfigError) as error:
+    except (pa.ArrowException, OSError, EOFError, KeyError, ConfigError) as error:
+        if isinstance(error, OSError) and not is_local(file):
+            raise
         return Scan(rows=0, fault=str(error).splitlines()[0])
 
 
@@ -80,12 +86,12 @@ def scan_lines(file: InputFile, columns: Columns, block_rows: int) -> Scan:
 
 
 def check_keys(file: InputFile, columns: Columns) -> None:
-    """Refuse a file of JSON whose first lines all lack the text's key."""
+    """Refuse a file of JSON whose first lines all lack a key."""
     with open_stream(file) as stream:
         objects = list(map(json_object, islice(lines(stream), KEYS_LOOKED_AT)))
     keys = list(dict.fromkeys(key for found in objects if not isinstance(found, Fault) for key in found))
     if keys:
-        require(Columns(columns.text, ()), keys)
+        require(columns, keys)
 
 
 def lines(stream: pa.NativeFile) -> Iterator[bytes]:

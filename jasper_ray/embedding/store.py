@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import posixpath
 import uuid
 from dataclasses import dataclass
@@ -37,6 +38,8 @@ class Store:
         staging = f"{folder}/.{last}.{uuid.uuid4().hex[:8]}"
         try:
             self._fill(staging, data)
+            if not self.local and self.holds(name):
+                self.filesystem.delete_file(path)  # only a local rename is sure to replace
             self.filesystem.move(staging, path)
         except BaseException:
             if self.filesystem.get_file_info(staging).type == fs.FileType.File:
@@ -46,6 +49,10 @@ class Store:
     def _fill(self, path: str, data: bytes | pa.Buffer) -> None:
         with self.filesystem.open_output_stream(path, compression=None) as stream:
             stream.write(data)
+        if self.local:  # so that a power cut cannot leave an empty file under a finished name
+            descriptor = os.open(path, os.O_RDONLY)
+            os.fsync(descriptor)
+            os.close(descriptor)
 
     def holds(self, name: str) -> bool:
         """Whether a file of that name is there."""
@@ -86,11 +93,11 @@ class Store:
         return Path(self.root) if isinstance(self.filesystem, fs.LocalFileSystem) else None
 
 
-def open_store(address: str) -> Store:
-    """The folder at a path or URI, made where it is missing.
+def open_store(address: str, write: bool = True) -> Store:
+    """The folder at a path or URI, made where it is missing if it is to be written.
 
     Raises:
-        ConfigError: it cannot be written.
+        ConfigError: it cannot be opened or written.
     """
     try:
         if "://" in address:
@@ -98,10 +105,10 @@ def open_store(address: str) -> Store:
         else:
             filesystem, root = fs.LocalFileSystem(), str(Path(address).expanduser().absolute())
         store = Store(filesystem, root.rstrip("/"), address)
-        store.write(".writable", b"")
-        store.delete(".writable")
+        if write:
+            store.write(".writable", b"")
+            store.delete(".writable")
     except (pa.ArrowException, OSError) as error:
-        raise ConfigError(
-            f"cannot write to {address} ({str(error).splitlines()[0]}); choose another --output"
-        ) from error
+        what = f"cannot {'write to' if write else 'open'} {address}"
+        raise ConfigError(f"{what} ({str(error).splitlines()[0]}); choose another --output") from error
     return store

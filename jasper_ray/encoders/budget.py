@@ -17,6 +17,9 @@ from jasper_ray.models.tokenizing import Ids
 
 logger = logging.getLogger(__name__)
 
+SIGNS = ("can't allocate memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+"""What errors say that are for want of memory, and of no class of their own."""
+
 Encode = Callable[[Ids], dict[int, np.ndarray]]
 """A batch's ids to the vectors of each head."""
 
@@ -52,9 +55,12 @@ class TokenBudget:
             rows_B = order_N[start : start + self.batch_rows(longest)]
             try:
                 parts.append(encode([ids[row] for row in rows_B]))
+                fits = True
             except RuntimeError as error:
                 if not is_out_of_memory(error):
                     raise
+                fits = False
+            if not fits:  # out here, where no traceback holds the activations any more
                 self.shrink(len(rows_B), longest)
                 continue
             start += len(rows_B)
@@ -65,8 +71,8 @@ class TokenBudget:
         """Half of what did not fit is the budget from now on; raises `ConfigError` where that was a single row."""
         if rows == 1:
             raise ConfigError(
-                f"a text of {longest} tokens does not fit into memory alone; lower the greatest length, "
-                "compute in bfloat16, or give the model a device with more memory"
+                f"a text of {longest} tokens does not fit into memory alone; let fewer copies share a device, "
+                "or give them one with more memory"
             )
         self.tokens = max(longest, rows * longest // 2)
         logger.warning("out of memory at %d rows of %d tokens; from now on %d tokens", rows, longest, self.tokens)
@@ -77,7 +83,7 @@ class TokenBudget:
 
 def is_out_of_memory(error: RuntimeError) -> bool:
     """Whether a device, or the processor's allocator, had no memory left."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    return isinstance(error, torch.OutOfMemoryError) or any(sign in str(error) for sign in SIGNS)
 
 
 def in_order(parts: Sequence[dict[int, np.ndarray]], order_N: np.ndarray) -> dict[int, np.ndarray]:

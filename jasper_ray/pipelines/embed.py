@@ -11,44 +11,32 @@ from __future__ import annotations
 
 import logging
 import math
-import pickle
 import time
-import uuid
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
+from pathlib import Path
 
-import numpy as np
-import pyarrow as pa
 import ray
-import torch
-from ray.data import Dataset, ExecutionResources
 
 from jasper_ray import __version__
 from jasper_ray.assets.identity import weights_identity
 from jasper_ray.config import ConfigError
-from jasper_ray.embedding.block import unpack
 from jasper_ray.embedding.folder import JOB, Job, OutputFolder, Resolved, ScannedFile
 from jasper_ray.embedding.inputs import InputFile, list_inputs
 from jasper_ray.embedding.manifest import Manifest, file_counts, totals
-from jasper_ray.embedding.output import BlockWriter, Done, Record, read_record
-from jasper_ray.embedding.plan import Span, block_name, plan_spans
+from jasper_ray.embedding.output import Record
+from jasper_ray.embedding.plan import Span, block_name, block_of, plan_spans
 from jasper_ray.embedding.progress import Progress
 from jasper_ray.embedding.rows import Columns
 from jasper_ray.embedding.settings import EmbedSettings
-from jasper_ray.embedding.store import Store, open_store
-from jasper_ray.encoders.budget import TokenBudget
-from jasper_ray.pipelines.examine import TOLERANCE, Examined, default_budget, examine, open_encoder
-from jasper_ray.pipelines.label import pool_strategy
-from jasper_ray.pipelines.memory import Memory, Remembering
-from jasper_ray.pipelines.reading_blocks import MOST_INPUT_BLOCKS, ReadBlocks, scan_files
-from jasper_ray.pipelines.session import check_room, plain_errors, ray_session, set_up_data
-from jasper_ray.pool import ActorPool, Pool
+from jasper_ray.embedding.store import open_store
+from jasper_ray.pipelines.embed_blocks import stream
+from jasper_ray.pipelines.embed_pool import needs, with_pools
+from jasper_ray.pipelines.examine import TOLERANCE, Examined, examine
+from jasper_ray.pipelines.reading_blocks import scan_files
+from jasper_ray.pipelines.session import plain_errors, ray_session
 
 logger = logging.getLogger(__name__)
 
-WAITING_BLOCKS = 8
-"""Blocks that wait for each actor, at least; more where texts are short."""
-GUESSED_TOKENS, ROW_BYTES = 128, 128
-"""Of a row that waits."""
 KEEP_EVERY_S = 30.0
 """Seconds between two times that records are written down."""
 LEAST_ROWS_TO_JUDGE = 10_000
@@ -65,49 +53,27 @@ def embed_corpus(settings: EmbedSettings, output: str) -> Manifest:
     """
     began = time.monotonic()
     files = list_inputs(settings)
-    weights = weights_identity(settings.model, settings.revision)
+    settings = with_absolute_model(settings)
     folder = OutputFolder(open_store(output))
     with folder.locked():
+        weights = weights_of(settings, folder)
         job = folder.check(settings, weights)
-        known = folder.known()
-        folder.check_unchanged(files, known)
         with ray_session(*needs(settings)):
-            settings = with_pools(settings)
-            work = Embedding(settings, folder, weights, files, known, job)
-            return work.finish(began)
+            return Embedding(with_pools(settings), folder, weights, files, job).finish(began)
 
 
-def needs(settings: EmbedSettings) -> tuple[float, float]:
-    """Processors and GPUs that are reserved at once, at least, as far as it was said."""
-    pool, readers = settings.pool or ActorPool(cpus=0), settings.readers or Pool(cpus=0)
-    return pool.min_size * pool.cpus + readers.min_size * readers.cpus, pool.min_size * pool.gpus
+def with_absolute_model(settings: EmbedSettings) -> EmbedSettings:
+    """A folder named so that processes with another working directory find it too."""
+    folder = Path(settings.model)
+    return settings.model_copy(update={"model": str(folder.absolute())}) if folder.is_dir() else settings
 
 
-def with_pools(settings: EmbedSettings) -> EmbedSettings:
-    """The settings with pools for the cluster at hand where they name none."""
-    found = ray.cluster_resources()
-    cpus, gpus = found.get("CPU", 1.0), found.get("GPU", 0.0)
-    pools = {"pool": settings.pool or default_pool(cpus, gpus), "readers": settings.readers or default_readers(cpus)}
-    settings = settings.model_copy(update=pools)
-    check_room(*needs(settings))
-    return settings
-
-
-def default_pool(cpus: float, gpus: float) -> ActorPool:
-    """A copy of the model on every GPU; without GPUs a copy for one or for four processors, as they are few or many.
-
-    A fifth of the processors is left unreserved, for reading.
-    """
-    if gpus >= 1:
-        return ActorPool(min_size=1, max_size=int(gpus), gpus=1, cpus=1)
-    threads = 1 if cpus <= 4 else 4
-    copies = max(1, int(cpus // threads))
-    return ActorPool(min_size=copies, max_size=copies, cpus=0.8 * threads, threads=threads)
-
-
-def default_readers(cpus: float) -> Pool:
-    """Two processes beside a few processors; of many, up to a quarter reads and tokenises."""
-    return Pool(max_size=2, cpus=0.2) if cpus < 16 else Pool(max_size=int(cpus // 4), cpus=0.8)
+def weights_of(settings: EmbedSettings, folder: OutputFolder) -> str:
+    """What identifies the model: for a hub id without revision the commit that the first call found."""
+    job = folder.job()
+    if job and job.model == settings.model and settings.revision is None and job.weights.startswith("commit:"):
+        return job.weights
+    return weights_identity(settings.model, settings.revision)
 
 
 class Embedding:
@@ -119,14 +85,14 @@ class Embedding:
         folder: OutputFolder,
         weights: str,
         files: Sequence[InputFile],
-        known: Mapping[str, ScannedFile],
         job: Job | None,
     ) -> None:
         self.settings = settings
         self.folder = folder
         self.weights = weights
         self.files = files
-        self.known = known
+        self.known = folder.known()
+        self.begun: set[str] = set()
         self.job = job
         self.revision = weights.removeprefix("commit:") if weights.startswith("commit:") else None
         self.columns = Columns(settings.text_column, settings.copied)
@@ -136,10 +102,12 @@ class Embedding:
     def finish(self, began: float) -> Manifest:
         """Whatever is left to do."""
         self.folder.sweep()
-        finished = self.folder.finished()
+        records = self.folder.records()
+        finished = set(records)
+        self.begun = {block_of(name)[0] for name in finished}
+        self.folder.check_unchanged(self.files, self.known, self.begun)
         scans = self.scans(finished)
         self.check_files(scans, finished)
-        records = self.folder.records(finished)
         spans = [
             span
             for file in self.files
@@ -148,7 +116,7 @@ class Embedding:
         rows = sum(each.scan.rows for each in scans.values())
         left = sum(span.rows for span in spans)
         logger.info("%s rows in %s files, %s left to embed", f"{rows:,}", f"{len(self.files):,}", f"{left:,}")
-        progress = Progress(rows, rows - left)
+        progress = Progress(rows, records.values())
         if spans:
             examined = self.examine(spans)
             records |= self.embed(spans, examined, progress)
@@ -163,10 +131,12 @@ class Embedding:
         fresh = [file for file in self.files if file.known.name not in done]
         with plain_errors():
             found = scan_files(fresh, self.columns, self.settings.block_rows)
-        now = {file.known.name for file in self.files}
-        scans = {name: each for name, each in self.known.items() if name in now or not each.scan.fault}
+        scans = {name: each for name, each in self.known.items() if each.file.key in self.begun}
         for file, each in zip(fresh, found, strict=True):
+            if each.fault and file.known.key in self.begun:
+                raise ConfigError(f"{file.known.name} could be read before and cannot now: {each.fault}; try again")
             scans[file.known.name] = ScannedFile(file=file.known, scan=each)
+        scans |= {name: each for name, each in self.known.items() if name in done}
         self.folder.keep_known(scans.values())
         return scans
 
@@ -201,7 +171,8 @@ class Embedding:
     def examine(self, spans: Sequence[Span]) -> Examined:
         """What the model is, written down at the first call."""
         logger.info("looking at the model")
-        task = ray.remote(examine).options(num_cpus=self.pool.cpus, num_gpus=self.pool.gpus)
+        # max_calls: the process ends with the task, and its memory on a GPU is free for the actors
+        task = ray.remote(max_calls=1)(examine).options(num_cpus=self.pool.cpus, num_gpus=self.pool.gpus)
         before = self.job.resolved if self.job else None
         with plain_errors():
             examined: Examined = ray.get(task.remote(self.settings, self.revision, spans, before))
@@ -227,7 +198,8 @@ class Embedding:
                 records[done.record.name] = done.record
                 fresh.append(done.record)
                 progress.add(done)
-                self.check_share(progress)
+                if progress.rows >= LEAST_ROWS_TO_JUDGE:
+                    self.check_share(progress.rejected, progress.rows)
                 if time.monotonic() - kept > KEEP_EVERY_S:
                     self.folder.keep_records(fresh)
                     fresh, kept = [], time.monotonic()
@@ -235,13 +207,12 @@ class Embedding:
             self.folder.keep_records(fresh)
         return records
 
-    def check_share(self, progress: Progress, least: int = LEAST_ROWS_TO_JUDGE) -> None:
-        """Stop a job most of whose rows would be set aside."""
-        if progress.rows >= least and progress.rejected > self.settings.max_rejected * progress.rows:
+    def check_share(self, rejected: int, rows: int) -> None:
+        """Stop a job of which too many rows are set aside."""
+        if rejected > self.settings.max_rejected * rows:
             raise ConfigError(
-                f"{progress.rejected:,} of {progress.rows:,} rows were set aside, more than the share of "
-                f"{self.settings.max_rejected:g}; {self.folder.store.address}/rejected says why; mend the texts, "
-                "or raise --max-rejected and continue"
+                f"{rejected:,} of {rows:,} rows were set aside, more than the share of {self.settings.max_rejected:g}; "
+                f"{self.folder.store.address}/rejected says why; mend the texts, or raise --max-rejected and continue"
             )
 
     def account(
@@ -253,7 +224,15 @@ class Embedding:
         sums = totals(records.values())
         rows = sum(each.scan.rows for each in scans.values())
         if sums["rows"] != rows or sums["embedded"] + sum(sums["rejected"].values()) != rows:
-            raise AssertionError(f"{rows} rows were planned, and the records tell of {sums}")
+            raise ConfigError(
+                f"{rows:,} rows were found, and {sums['rows']:,} were read: an input file has changed meanwhile; "
+                "choose another --output"
+            )
+        if unseen := set(records) - self.folder.finished():
+            raise ConfigError(
+                f"{len(unseen):,} files that actors have written cannot be seen in {self.folder.store.address}; "
+                "choose an --output that all nodes of the cluster share"
+            )
         manifest = Manifest(
             version=__version__,
             model=self.settings.model,
@@ -269,7 +248,7 @@ class Embedding:
             blocks=tuple(records[name] for name in sorted(records)),
         )
         self.folder.finish(manifest)
-        self.check_share(progress, least=1)
+        self.check_share(sum(manifest.rejected.values()), manifest.rows)
         return manifest
 
 
@@ -288,82 +267,3 @@ def tell(resolved: Resolved) -> None:
         else f" (least cosine with float32 {resolved.agreement:.5f}, {TOLERANCE} asked)"
     )
     logger.info("%s in %s%s", columns, resolved.precision, agreement)
-
-
-def stream(
-    spans: Sequence[Span], settings: EmbedSettings, revision: str | None, examined: Examined, folder: OutputFolder
-) -> Iterator[Done]:
-    """Embed the spans; each block's record as soon as its file is written."""
-    assert settings.pool
-    assert settings.readers
-    resolved = examined.resolved
-    ranges = folder.ranges({column.dim for column in resolved.vectors if column.dtype == "int8"})
-    items = [{"span": pickle.dumps(span)} for span in spans]
-    dataset = ray.data.from_items(items, override_num_blocks=min(len(items), MOST_INPUT_BLOCKS))
-    set_up_data(dataset.context)
-    dataset.context.target_max_block_size = 1  # so that every row, which is a block of ours, is one of Ray's
-    limits = ExecutionResources.for_limits(object_store_memory=waiting_bytes(settings, resolved.max_length))
-    dataset.context.execution_options.resource_limits = limits
-    memory = None
-    if settings.unique == "job":
-        memory = ray.remote(Memory).options(num_cpus=0).remote(int(settings.unique_gib * 2**30))
-    blocks: Dataset = dataset.map_batches(
-        ReadBlocks,
-        fn_constructor_args=(settings, examined.tokenizing),
-        batch_size=1,
-        compute=pool_strategy(settings.readers),
-        num_cpus=settings.readers.cpus,
-    )
-    done = blocks.map_batches(
-        EmbedBlocks,
-        fn_constructor_args=(settings, revision, examined.prompt_name, resolved, ranges, folder.store, memory),
-        batch_size=1,
-        batch_format="pyarrow",
-        compute=pool_strategy(settings.pool),
-        num_cpus=settings.pool.cpus,
-        num_gpus=settings.pool.gpus or None,
-    )
-    with plain_errors():
-        for batch in done.iter_batches(batch_size=None, batch_format="pyarrow"):
-            yield from (Done.model_validate_json(text) for text in batch["done"].to_pylist())
-
-
-def waiting_bytes(settings: EmbedSettings, max_length: int) -> int:
-    """Room for the blocks that wait for actors. Readers are faster: without a bound they would read all of a corpus
-    ahead, and on processors take from the actors what these need."""
-    assert settings.pool
-    tokens = min(max_length or GUESSED_TOKENS, GUESSED_TOKENS)
-    return WAITING_BLOCKS * settings.pool.max_size * settings.block_rows * (ROW_BYTES + 4 * tokens)
-
-
-class EmbedBlocks:
-    """Blocks become files."""
-
-    def __init__(
-        self,
-        settings: EmbedSettings,
-        revision: str | None,
-        prompt_name: str | None,
-        resolved: Resolved,
-        ranges: Mapping[int, np.ndarray],
-        store: Store,
-        memory: ray.actor.ActorHandle | None,
-    ) -> None:
-        assert settings.pool
-        torch.set_num_threads(settings.pool.torch_threads)
-        encoder = open_encoder(settings, revision, resolved.precision)
-        budget = TokenBudget(settings.batch_tokens or default_budget())
-        recall = Remembering(memory) if memory else None
-        self.writer = BlockWriter(encoder, prompt_name, resolved.vectors, ranges, budget, store, recall)
-        self.actor = uuid.uuid4().hex[:8]
-
-    def __call__(self, batch: pa.Table) -> pa.Table:
-        block = unpack(batch)
-        done = self.done_before(block.name) or self.writer.embed(block, self.actor)
-        return pa.table({"done": [done.model_dump_json()]})
-
-    def done_before(self, name: str) -> Done | None:
-        """What an actor wrote that died before it could say so."""
-        if not self.writer.store.holds(f"vectors/{name}"):
-            return None
-        return Done(record=read_record(self.writer.store, name), actor=self.actor, seconds=0.0, repeated=True)

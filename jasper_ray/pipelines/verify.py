@@ -14,23 +14,22 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
-import torch
 from ray.data import TaskPoolStrategy
 
-from jasper_ray.assets.identity import weights_identity
 from jasper_ray.config import ConfigError
-from jasper_ray.embedding.block import Preparation
+from jasper_ray.embedding.block import Block, Preparation
 from jasper_ray.embedding.folder import Job, OutputFolder
 from jasper_ray.embedding.inputs import list_inputs
 from jasper_ray.embedding.manifest import Manifest, totals
-from jasper_ray.embedding.output import REJECTED, VECTORS, Record, encode_block, vector_table
-from jasper_ray.embedding.plan import Span, read_span
-from jasper_ray.embedding.rows import Columns
+from jasper_ray.embedding.model import budget_of, open_encoder, prompt_name_of
+from jasper_ray.embedding.output import REJECTED, VECTORS, Record, encode_block
+from jasper_ray.embedding.plan import Span, block_name, read_span
+from jasper_ray.embedding.rows import TEXT, Columns
 from jasper_ray.embedding.settings import EmbedSettings, VectorColumn
 from jasper_ray.embedding.store import Store, open_store
-from jasper_ray.encoders.budget import TokenBudget
-from jasper_ray.pipelines.embed import needs, with_pools
-from jasper_ray.pipelines.examine import TOLERANCE, default_budget, default_prompt, open_encoder
+from jasper_ray.pipelines.embed import weights_of, with_absolute_model
+from jasper_ray.pipelines.embed_pool import needs, with_pools
+from jasper_ray.pipelines.examine import TOLERANCE
 from jasper_ray.pipelines.reading_blocks import MOST_INPUT_BLOCKS, scan_files
 from jasper_ray.pipelines.session import plain_errors, ray_session, set_up_data
 from jasper_ray.vectors import least_cosine
@@ -41,33 +40,37 @@ SAMPLE_BLOCKS, SAMPLE_ROWS = 4, 64
 """Blocks that are looked into, and rows of each that are embedded again."""
 NORM_TOLERANCE = 2e-3
 """Of a vector's length from 1: float16 keeps three digits."""
-COARSE_TOLERANCE = 0.98
-"""Least cosine for int8 and binary: the smallest change of a number may move it to the next step, or turn a sign."""
+SURE = 0.1
+"""Of a typical number of a vector: below this a sign is not compared."""
 
 
 def verify_corpus(settings: EmbedSettings, output: str) -> str:
-    """Say in a sentence that all is as the manifest tells.
+    """Say in a sentence that all is as the manifest tells. Writes nothing.
 
     Raises:
         ConfigError: something is not; or the folder is not finished, or asked about with other settings.
     """
-    folder = OutputFolder(open_store(output))
-    manifest = folder.manifest()
-    weights = weights_identity(settings.model, settings.revision)
-    job = folder.check(settings, weights)
+    settings = with_absolute_model(settings)
+    folder = OutputFolder(open_store(output, write=False))
+    manifest, known = folder.manifest(), folder.known()
+    job = folder.check(settings, weights_of(settings, folder))
     if manifest is None or job is None:
         raise ConfigError(f"{output} is not finished: it has no manifest.json; run the command without --verify first")
-    with folder.locked(), ray_session(*needs(settings)):
+    folder.check_unchanged(list_inputs(settings), known, {each.file.key for each in known.values()})
+    with ray_session(*needs(settings)):
         settings = with_pools(settings)
         faults = check_account(manifest, folder)
         logger.info("checking %d files", len(manifest.blocks))
         faults += check_files(manifest.blocks, job.resolved.vectors, folder.store)
         if faults:
-            raise ConfigError(f"{len(faults)} faults in {output}, the first: {faults[0]}")
+            raise ConfigError(
+                f"{len(faults)} faults in {output}, the first: {faults[0]}; delete such files, and run the command "
+                "without --verify to make them anew"
+            )
         least, rows = check_sample(settings, folder, job, manifest)
     return (
         f"{len(manifest.blocks):,} files with {manifest.embedded:,} vectors are as the manifest says; "
-        f"{rows:,} rows embedded again have a cosine of at least {least:.5f} with what is stored"
+        f"{rows:,} rows embedded again agree with what is stored (least cosine {least:.5f})"
     )
 
 
@@ -79,9 +82,11 @@ def check_account(manifest: Manifest, folder: OutputFolder) -> list[str]:
         faults.append(f"the blocks have {sums['rows']} rows, and the manifest {manifest.rows}")
     if manifest.rows != manifest.embedded + sum(manifest.rejected.values()):
         faults.append(f"{manifest.rows} rows are not {manifest.embedded} embedded and those rejected together")
-    named = {record.name for record in manifest.blocks}
-    for name in sorted(named ^ folder.finished()):
-        faults.append(f"vectors/{name} is {'missing' if name in named else 'not in the manifest'}")
+    if later := folder.finished() - {record.name for record in manifest.blocks}:
+        raise ConfigError(
+            f"{folder.store.address} is not finished: {len(later)} files were written after the manifest; "
+            "run the command without --verify first"
+        )
     return faults
 
 
@@ -144,7 +149,7 @@ def check_sample(settings: EmbedSettings, folder: OutputFolder, job: Job, manife
         return 1.0, 0
     assert settings.pool
     revision = job.weights.removeprefix("commit:") if job.weights.startswith("commit:") else None
-    task = ray.remote(embed_again).options(num_cpus=settings.pool.cpus, num_gpus=settings.pool.gpus)
+    task = ray.remote(max_calls=1)(embed_again).options(num_cpus=settings.pool.cpus, num_gpus=settings.pool.gpus)
     with plain_errors():
         least, rows = ray.get(task.remote(settings, revision, job, spans, folder))
     return float(least), int(rows)
@@ -170,50 +175,65 @@ def sample_spans(settings: EmbedSettings, manifest: Manifest) -> list[Span]:
 def embed_again(
     settings: EmbedSettings, revision: str | None, job: Job, spans: Sequence[Span], folder: OutputFolder
 ) -> tuple[float, int]:
-    """Embed the first rows of a block of each span, and compare with what is stored."""
-    assert settings.pool
-    torch.set_num_threads(settings.pool.torch_threads)
+    """Read a block of each span again, compare all of its ids, and embed some of its rows, evenly spread."""
     encoder = open_encoder(settings, revision, job.resolved.precision)
-    prompt_name = settings.prompt or default_prompt(encoder)
+    prompt_name = prompt_name_of(settings, encoder)
     preparation = Preparation(encoder.tokenizing(prompt_name), settings.truncate, settings.id_column, settings.carry)
     columns = job.resolved.vectors
     dims = [column.dim for column in columns]
     ranges = folder.ranges({column.dim for column in columns if column.dtype == "int8"})
-    budget = TokenBudget(settings.batch_tokens or default_budget())
     least, rows = 1.0, 0
     for span in spans:
         number, table = next(read_span(span, Columns(settings.text_column, settings.copied), settings.block_rows))
-        name = f"{span.file.known.key}-{number:06d}.parquet"
-        block = preparation.block(name, span.file.known.name, number * settings.block_rows, table.slice(0, SAMPLE_ROWS))
-        found = encode_block(block, encoder, prompt_name, dims, budget)
-        again = vector_table(block, found.heads, columns, ranges)
-        data = folder.store.read(f"{VECTORS}/{name}")
-        assert data is not None
-        before = pq.read_table(pa.BufferReader(data)).slice(0, len(again))
-        least = min(least, compare(name, before, again, columns, ranges))
-        rows += len(again)
+        name = block_name(span.file.known.key, number)
+        block = preparation.block(name, span.file.known.name, number * settings.block_rows, table)
+        stored = read_vectors(folder.store, name)
+        if stored[block.kept.column_names[0]].to_pylist() != block.kept.column(0).to_pylist():
+            raise ConfigError(f"vectors/{name} holds other rows than its input file does now; the file has changed")
+        places_N = np.unique(np.linspace(0, max(0, len(stored) - 1), min(len(stored), SAMPLE_ROWS)).astype(np.int64))
+        few = some_rows(block, places_N)
+        heads = encode_block(few, encoder, prompt_name, dims, budget_of(settings)).heads
+        texts_N = few.kept[TEXT].to_numpy()
+        again = {dim: vectors_UD[texts_N] for dim, vectors_UD in heads.items()}
+        least = min([least, *(agreement(name, stored.take(places_N), column, again, ranges) for column in columns)])
+        rows += len(places_N)
     return least, rows
 
 
-def compare(
-    name: str, before: pa.Table, again: pa.Table, columns: Sequence[VectorColumn], ranges: Mapping[int, np.ndarray]
+def read_vectors(store: Store, name: str) -> pa.Table:
+    data = store.read(f"{VECTORS}/{name}")
+    assert data is not None, "checked before"
+    return pq.read_table(pa.BufferReader(data))
+
+
+def some_rows(block: Block, places_N: np.ndarray) -> Block:
+    """The kept rows of a block at these places, with the texts that they have."""
+    kept = block.kept.take(pa.array(places_N, pa.int64()))
+    used_U, texts_N = np.unique(kept[TEXT].to_numpy(), return_inverse=True)
+    texts = kept.set_column(kept.column_names.index(TEXT), TEXT, pa.array(texts_N, pa.int32()))
+    return block._replace(kept=texts, texts=block.texts.take(pa.array(used_U, pa.int64())))
+
+
+def agreement(
+    name: str, stored: pa.Table, column: VectorColumn, again: Mapping[int, np.ndarray], ranges: Mapping[int, np.ndarray]
 ) -> float:
-    """The least cosine of rows in any column; raises `ConfigError` where it is too small, or ids differ."""
-    key = again.column_names[0]
-    if before[key].to_pylist() != again[key].to_pylist():
-        raise ConfigError(f"vectors/{name} holds other rows than its input file does now; the file has changed")
-    least = 1.0
-    for column in columns:
-        x_ND, y_ND = (restored(numbers(table, column), column, ranges) for table in (before, again))
-        cosine = least_cosine(x_ND, y_ND)
-        wanted = TOLERANCE if column.dtype in ("float32", "float16") else COARSE_TOLERANCE
-        if not cosine >= wanted:
-            raise ConfigError(
-                f"a row of vectors/{name} embedded again has a cosine of {cosine:.5f} with its {column.name}, and "
-                f"{wanted} was expected; the model, its libraries or the texts are not what they were"
-            )
-        least = min(least, cosine)
-    return least
+    """The least cosine of stored rows with what was computed again; for binary, with what its signs tell of that.
+
+    Raises:
+        ConfigError: it is too small.
+    """
+    again_ND = again[column.dim]
+    stored_ND = restored(numbers(stored, column), column, ranges)
+    if column.dtype == "binary":  # a number next to zero may have turned its sign
+        sure_ND = np.abs(again_ND) > SURE * np.sqrt(1 / column.dim)
+        stored_ND, again_ND = stored_ND * sure_ND, np.sign(again_ND) * sure_ND
+    cosine = least_cosine(stored_ND, again_ND) if again_ND.any() else 1.0
+    if not cosine >= TOLERANCE:
+        raise ConfigError(
+            f"a row of vectors/{name} embedded again has a cosine of {cosine:.5f} with its {column.name}, and "
+            f"{TOLERANCE} was expected; the model, its libraries or the texts are not what they were"
+        )
+    return cosine
 
 
 def restored(x_NW: np.ndarray, column: VectorColumn, ranges: Mapping[int, np.ndarray]) -> np.ndarray:
