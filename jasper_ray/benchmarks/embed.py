@@ -77,13 +77,22 @@ def run_ours(values: dict[str, Any], lines: list[str]) -> dict[str, float]:
         corpus.write_text("\n".join(lines), encoding="utf-8")
         settings = EmbedSettings.model_validate({**values, "inputs": [str(corpus)]})
         manifest = embed_corpus(settings, f"{folder}/out")
+        steady = steady_speed(Path(folder) / "out" / "vectors", settings.block_rows)
     assert manifest.work, last_line(manifest)
     return {
+        "steady_rows_per_s": steady,
         "seconds": manifest.work.seconds,
         "tokens_per_s": manifest.work.tokens_per_s,
         "padding": manifest.padding_share,
         "busy": manifest.work.busy_share,
     }
+
+
+def steady_speed(folder: Path, block_rows: int) -> float:
+    """Rows/s while the middle half of the files was written: every actor has started, and none has run out of work."""
+    written = sorted(path.stat().st_mtime_ns for path in folder.glob("*.parquet"))
+    first, last = len(written) // 4, len(written) - 1 - len(written) // 4
+    return (last - first) * block_rows / (written[last] - written[first]) * 1e9 if last > first else 0.0
 
 
 def usual(model: str, lines: Sequence[str], threads: int, dtype: str) -> dict[str, float]:
