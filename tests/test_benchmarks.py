@@ -2,13 +2,29 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from small_student import small_student
 
+from jasper_ray import load_student
 from jasper_ray.benchmarks.batches import full_texts
 from jasper_ray.benchmarks.distill import Side, ratios
+from jasper_ray.benchmarks.embed import (
+    encode_onnx,
+    export,
+    open_session,
+    run_usual,
+    steady_speed,
+)
+from jasper_ray.benchmarks.embed import (
+    sizes as vector_sizes,
+)
+from jasper_ray.benchmarks.embed_scale import run_plain
+from jasper_ray.benchmarks.embed_stream import by_tenths
 from jasper_ray.benchmarks.losses import growth, measure, render
 from jasper_ray.benchmarks.stream import BATCH, benchmark_stream
 from jasper_ray.benchmarks.table import table
@@ -18,6 +34,7 @@ from jasper_ray.config import ConfigError
 from jasper_ray.models.body import BodySettings
 from jasper_ray.models.student import StudentSettings, build_student
 from jasper_ray.recipe import Recipe, Stage, load_recipe
+from jasper_ray.vectors import least_cosine
 
 TOKENS = 16
 LAYERS, HIDDEN, INNER, FULL = 2, 32, 64, 48
@@ -151,3 +168,33 @@ def test_every_line_of_a_stream_is_accounted_for(tmp_path: Path) -> None:
     assert record["trained"] == 3 * BATCH
     assert 0 < record["dropped"] < BATCH
     assert record["driver_mib"] > 100
+
+
+LINES = ["a red boat", "the wing stalls at high speed, which nobody had expected", "x", "rain all day"] * 3
+
+
+def test_each_way_of_embedding_embeds_all_lines(tmp_path: Path) -> None:
+    student = str(small_student(tmp_path / "student"))
+    assert vector_sizes(student) == (96, 32)
+    assert run_usual(student, LINES, 1, "float32")["seconds"] > 0
+    plain = run_plain({"model": student, "precision": "float32", "block_rows": 2}, LINES)
+    assert plain["steady_rows_per_s"] > 0
+
+
+def test_onnx_runtime_computes_what_we_do(tmp_path: Path) -> None:
+    student = str(small_student(tmp_path / "student"))
+    tokenizing = export(student, str(tmp_path / "model.onnx"))
+    session = open_session(str(tmp_path / "model.onnx"), 1)
+    encode_onnx(session, tokenizing, LINES, 5)
+    ids_BT, mask_BT = tokenizing.padded([np.array(row) for row in tokenizing(LINES[:4])])
+    [found_BD] = session.run(None, {"ids": ids_BT, "mask": mask_BT})
+    assert least_cosine(found_BD, load_student(student).encode(LINES[:4])) > 0.9999
+
+
+def test_speed_is_taken_where_all_actors_work(tmp_path: Path) -> None:
+    for place in range(8):
+        (tmp_path / f"{place}.parquet").touch()
+        seconds = 100 + (0 if place == 0 else 60 + place)  # a slow start
+        os.utime(tmp_path / f"{place}.parquet", (seconds, seconds))
+    assert steady_speed(tmp_path, 10) == pytest.approx(10)
+    assert by_tenths([float(second) for second in range(1, 102)], 1010) == pytest.approx([10.0] * 10)
