@@ -91,11 +91,12 @@ def main() -> None:
 
         print(verify_corpus(settings, options.output))
         return
+    from jasper_ray.data.files import shown
     from jasper_ray.embedding.progress import last_line
     from jasper_ray.pipelines.embed import embed_corpus
 
     manifest = embed_corpus(settings, options.output)
-    print(f"{last_line(manifest)}\nThe vectors are in {options.output}/vectors")
+    print(f"{last_line(manifest)}\nThe vectors are in {shown(options.output)}/vectors")
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from small_student import BASE, small_student
 
 from jasper_ray.assets import locate
 from jasper_ray.config import ConfigError
+from jasper_ray.data.files import shown
 from jasper_ray.embedding.block import Preparation, unpack
 from jasper_ray.embedding.folder import Job, OutputFolder, Resolved, ScannedFile
 from jasper_ray.embedding.inputs import list_inputs
@@ -465,6 +466,11 @@ def test_no_file_is_left_half_written(tmp_path: Path, monkeypatch: pytest.Monkey
         store.write("vectors/a.parquet", b"new")
     assert [path.name for path in (tmp_path / "out" / "vectors").iterdir()] == ["a.parquet"]
     assert (tmp_path / "out" / "vectors" / "a.parquet").read_bytes() == b"old"
+
+
+def test_secrets_in_an_address_are_not_told() -> None:
+    assert shown("s3://name:secret@bucket/in/*.txt?region=x&secret_key=y") == "s3://bucket/in/*.txt"
+    assert shown("/plain/path?.txt") == "/plain/path?.txt"
 
 
 def test_what_killed_writers_left_is_swept_away(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -80,11 +81,13 @@ def find_files(source: Located) -> SourceFiles:
     try:
         infos = sorted(_list_files(source, filesystem, path), key=lambda info: info.path)
     except OSError as error:
-        raise ConfigError(f"source '{source.title}': cannot list {location} ({error}); change its path") from error
+        raise ConfigError(
+            f"source '{source.title}': cannot list {shown(location)} ({error}); change its path"
+        ) from error
     if not infos:
         raise NothingFound(_nothing_found(source, location))
     if all(info.size == 0 for info in infos):
-        raise ConfigError(f"source '{source.title}': {location} is empty; fill it, or change the source's path")
+        raise ConfigError(f"source '{source.title}': {shown(location)} is empty; fill it, or change the source's path")
     return SourceFiles(
         filesystem,
         paths=tuple(info.path for info in infos),
@@ -92,6 +95,11 @@ def find_files(source: Located) -> SourceFiles:
         root=_root(infos, path),
         size=sum(info.size or 0 for info in infos),
     )
+
+
+def shown(address: str) -> str:
+    """A path or URI as it may be told: without what can be secret in it: a user before the host, and options."""
+    return re.sub(r"://[^/@]*@", "://", address.partition("?")[0]) if "://" in address else address
 
 
 def _content(source: Located, location: str, infos: list[fs.FileInfo], path: str) -> str:
@@ -111,7 +119,7 @@ def _open_filesystem(source: Located, location: str) -> tuple[fs.FileSystem, str
         filesystem, path = fs.FileSystem.from_uri(root + sign + options)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
         raise ConfigError(
-            f"source '{source.title}': pyarrow cannot open {location} ({error}); "
+            f"source '{source.title}': pyarrow cannot open {shown(location)} ({error}); "
             "write a path or a URI it knows (file, s3, gs, hdfs, abfs) in the source's path"
         ) from error
     return filesystem, "/".join([path.rstrip("/"), pattern]) if pattern else path
@@ -184,6 +192,6 @@ def _nothing_found(source: Located, location: str) -> str:
     suffixes = " or ".join(SUFFIXES[source.format])
     expected = f"a file, a glob that matches one, or a folder with {suffixes} files" if suffixes else "a folder"
     return (
-        f"source '{source.title}': found no file at {location}; expected {expected} "
+        f"source '{source.title}': found no file at {shown(location)}; expected {expected} "
         f"(its format is {source.format}); change path or format of the source"
     )

@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from jasper_ray.config import ConfigError, Settings
+from jasper_ray.data.files import shown
 
 
 class Source(Settings):
@@ -36,6 +37,7 @@ class Source(Settings):
 
 def path_title(path: str) -> str:
     """What a source is called that has no name: the file's or folder's name, or all of a glob."""
+    path = shown(path)
     stem = PurePosixPath(path).stem
     return (path if set(stem) & set("*?[") else stem) or path
 

@@ -11,7 +11,7 @@ from typing import get_args
 from pyarrow import fs
 
 from jasper_ray.config import ConfigError, Settings
-from jasper_ray.data.files import COMPRESSIONS, NothingFound, SourceFiles, endings, find_files
+from jasper_ray.data.files import COMPRESSIONS, NothingFound, SourceFiles, endings, find_files, shown
 from jasper_ray.data.settings import path_title
 from jasper_ray.embedding.settings import EmbedSettings, Format
 
@@ -114,6 +114,6 @@ def format_of(path: str) -> Format:
         return formats[0]
     if not formats:
         raise ConfigError(
-            f"found no file named as parquet, jsonl, csv or txt at {path}; change --input, or give --format"
+            f"found no file named as parquet, jsonl, csv or txt at {shown(path)}; change --input, or give --format"
         )
-    raise ConfigError(f"found files of several formats, {', '.join(formats)}, at {path}; give --format")
+    raise ConfigError(f"found files of several formats, {', '.join(formats)}, at {shown(path)}; give --format")

@@ -55,7 +55,9 @@ def verify_corpus(settings: EmbedSettings, output: str) -> str:
     manifest, known = folder.manifest(), folder.known()
     job = folder.check(settings, weights_of(settings, folder))
     if manifest is None or job is None:
-        raise ConfigError(f"{output} is not finished: it has no manifest.json; run the command without --verify first")
+        raise ConfigError(
+            f"{folder.store.address} is not finished: it has no manifest.json; run the command without --verify first"
+        )
     folder.check_unchanged(list_inputs(settings), known, {each.file.key for each in known.values()})
     with ray_session(*needs(settings)):
         settings = with_pools(settings)
@@ -64,8 +66,8 @@ def verify_corpus(settings: EmbedSettings, output: str) -> str:
         faults += check_files(manifest.blocks, job.resolved.vectors, folder.store)
         if faults:
             raise ConfigError(
-                f"{len(faults)} faults in {output}, the first: {faults[0]}; delete such files, and run the command "
-                "without --verify to make them anew"
+                f"{len(faults)} faults in {folder.store.address}, the first: {faults[0]}; "
+                "delete such files, and run the command without --verify to make them anew"
             )
         least, rows = check_sample(settings, folder, job, manifest)
     return (
