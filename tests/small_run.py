@@ -132,9 +132,17 @@ def changed(before: Path, after: Path) -> set[str]:
     return {name for name in old if not torch.equal(old[name], new[name])}
 
 
+def title(process: psutil.Process) -> str:
+    """What a process calls itself; nothing for one that has ended meanwhile, or that nobody has waited for."""
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
+
+
 def kill_a_worker_after(checkpoints: Path, step: int) -> None:
     while latest_step(checkpoints) < step:
         time.sleep(0.05)
-    workers = [p for p in psutil.Process().children(recursive=True) if "RayTrainWorker" in " ".join(p.cmdline())]
+    workers = [p for p in psutil.Process().children(recursive=True) if "RayTrainWorker" in title(p)]
     assert workers, "the stage ended before a worker could be killed"
     os.kill(workers[0].pid, signal.SIGKILL)

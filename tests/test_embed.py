@@ -20,6 +20,7 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 from sentence_transformers.util import quantize_embeddings
+from small_run import title
 from small_student import small_student
 
 from jasper_ray.assets import locate
@@ -286,16 +287,13 @@ class Killer:
         self.thread.join()
 
 
-def kill_one(title: str) -> int:
+def kill_one(word: str) -> int:
     """SIGKILL for a Ray worker below this process whose title has that word; its pid."""
-    for process in psutil.Process().children(recursive=True):
-        try:
-            if title in " ".join(process.cmdline()) and "ray::" in " ".join(process.cmdline()):
-                process.send_signal(signal.SIGKILL)
-                return process.pid
-        except psutil.Error:
-            continue
-    return 0
+    workers = [p for p in psutil.Process().children(recursive=True) if word in title(p) and "ray::" in title(p)]
+    if not workers:
+        return 0
+    os.kill(workers[0].pid, signal.SIGKILL)
+    return workers[0].pid
 
 
 JOB = """
