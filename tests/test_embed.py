@@ -324,7 +324,6 @@ def test_a_job_that_is_killed_anywhere_continues_with_each_id_exactly_once(stude
     assert manifest.work.rows == rows - 50 * len(kept)
     ids = vectors(output)["id"].to_pylist()
     assert len(ids) == len(set(ids)) == rows
-    assert "30 files with 1,500 vectors" in verify_corpus(asked, str(output))
 
 
 def kill_at(asked: EmbedSettings, output: Path, files: int) -> None:
