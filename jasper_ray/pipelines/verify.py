@@ -32,7 +32,7 @@ from jasper_ray.pipelines.embed_pool import needs, with_pools
 from jasper_ray.pipelines.examine import TOLERANCE
 from jasper_ray.pipelines.reading_blocks import MOST_INPUT_BLOCKS, scan_files
 from jasper_ray.pipelines.session import plain_errors, ray_session, set_up_data
-from jasper_ray.vectors import least_cosine
+from jasper_ray.vectors import least_cosine, quantise_int8
 
 logger = logging.getLogger(__name__)
 
@@ -226,6 +226,8 @@ def agreement(
     """
     again_ND = again[column.dim]
     stored_ND = restored(numbers(stored, column), column, ranges)
+    if column.dtype == "int8":  # what lies outside of the ranges was cut off
+        again_ND = restored(quantise_int8(again_ND, ranges[column.dim]), column, ranges)
     if column.dtype == "binary":  # a number next to zero may have turned its sign
         sure_ND = np.abs(again_ND) > SURE * np.sqrt(1 / column.dim)
         stored_ND, again_ND = stored_ND * sure_ND, np.sign(again_ND) * sure_ND
