@@ -15,22 +15,17 @@ runs/<name>/
 from __future__ import annotations
 
 import json
-import logging
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from jasper_ray.config import ConfigError, fingerprint
 from jasper_ray.recipe import CachedTargets, Recipe, Stage, dump_recipe
-from jasper_ray.whole import whole_folder, write_text
-
-logger = logging.getLogger(__name__)
+from jasper_ray.whole import locked_folder, whole_folder, write_text
 
 KEEPS_RESULT = {
     *("checkpoint_every", "max_restarts", "cpus_per_worker", "gpus_per_worker", "threads"),
@@ -127,27 +122,13 @@ class RunFolder:
         write_text(self.pinned_teachers, as_json(list(teachers)))
         write_text(self.path / "recipe.yaml", dump_recipe(recipe))
 
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Keep every other process out of an open folder; the lock goes with this process, however it ends.
-
-        Raises:
-            ConfigError: another process works here.
-        """
-        lock = FileLock(self.path / ".lock", timeout=0)
-        try:
-            lock.acquire()
-        except Timeout as error:
-            raise ConfigError(
-                f"another process is working in the run folder {str(self.path)!r}; wait for it, end it, or choose "
-                "another folder with --run"
-            ) from error
-        except (OSError, NotImplementedError) as error:
-            logger.warning("%s cannot be locked (%s): let only one process at a time work in it", self.path, error)
-        try:
-            yield
-        finally:
-            lock.release()
+    def locked(self) -> AbstractContextManager[None]:
+        """Keep every other process out of an open folder; raises `ConfigError` where one works here."""
+        return locked_folder(
+            self.path,
+            f"another process is working in the run folder {str(self.path)!r}; wait for it, end it, or choose "
+            "another folder with --run",
+        )
 
     @property
     def pinned_teachers(self) -> Path:

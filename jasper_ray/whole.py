@@ -1,13 +1,20 @@
-"""Files and folders that appear whole or not at all, whatever happens while they are written."""
+"""Files and folders that appear whole or not at all, whatever happens while they are written; and who may write."""
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from jasper_ray.config import ConfigError
+
+logger = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -47,3 +54,23 @@ def whole_folder(folder: Path) -> Iterator[Path]:
             staging.rename(folder)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+@contextmanager
+def locked_folder(folder: Path, refusal: str) -> Iterator[None]:
+    """Keep every other process out of a folder; the lock goes with this process, however it ends.
+
+    Raises:
+        ConfigError: with `refusal`, where another process works there.
+    """
+    lock = FileLock(folder / ".lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise ConfigError(refusal) from error
+    except (OSError, NotImplementedError) as error:
+        logger.warning("%s cannot be locked (%s): let only one process at a time work in it", folder, error)
+    try:
+        yield
+    finally:
+        lock.release()

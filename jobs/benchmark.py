@@ -52,6 +52,11 @@ def arguments() -> argparse.Namespace:
     )
     of_stream.add_argument("--rows", type=int, default=1_000_000, help="lines of the corpus (default 1000000)")
     of_stream.set_defaults(run=run_stream)
+    add_embedding(named, common)
+    return parser.parse_args()
+
+
+def add_embedding(named: argparse._SubParsersAction[argparse.ArgumentParser], common: argparse.ArgumentParser) -> None:
     of_embed = named.add_parser(
         "embed", parents=[common], help="embedding against sentence-transformers and ONNX Runtime"
     )
@@ -74,9 +79,10 @@ def arguments() -> argparse.Namespace:
             "--model", default="pypi:all-MiniLM-L6-v2", help="student or other model (all-MiniLM-L6-v2)"
         )
         parser_.add_argument("--rows", type=int, default=rows, help=f"lines (default {rows})")
+    for parser_ in (of_embed, of_columns, of_scale):
         parser_.add_argument("--rounds", type=int, default=1, help="times each side runs (default 1)")
-        parser_.add_argument("--threads", type=int, default=os.cpu_count(), help="cores of each side")
-    return parser.parse_args()
+    for parser_ in (of_embed, of_columns):
+        parser_.add_argument("--threads", type=int, default=os.cpu_count(), help="cores of each side (all)")
 
 
 def run_losses(options: argparse.Namespace) -> tuple[Records, Callable[[Records], str]]:

@@ -25,11 +25,12 @@ from jasper_ray.assets import locate
 from jasper_ray.config import ConfigError
 from jasper_ray.data.files import shown
 from jasper_ray.embedding.block import Preparation, unpack
-from jasper_ray.embedding.folder import Job, OutputFolder, Resolved, ScannedFile
+from jasper_ray.embedding.files import ScannedFile
+from jasper_ray.embedding.folder import Job, OutputFolder, Resolved
 from jasper_ray.embedding.inputs import list_inputs
-from jasper_ray.embedding.output import BlockWriter, encode_block, parquet, read_record
+from jasper_ray.embedding.output import BlockWriter, encode_block, parquet, record_in
 from jasper_ray.embedding.plan import Span, block_name, block_of, plan_spans, read_span
-from jasper_ray.embedding.request import settings_of
+from jasper_ray.embedding.request import pool_values, settings_of
 from jasper_ray.embedding.rows import REASON, TEXT, Columns, read_rows
 from jasper_ray.embedding.scan import Scan, scan
 from jasper_ray.embedding.settings import EmbedSettings, VectorColumn, vector_column
@@ -419,7 +420,7 @@ def test_a_file_of_vectors_is_plain_parquet_and_tells_its_own_record(tmp_path: P
     x_ND = encoder.encode([*TEXTS, TEXTS[0]], dim=32)
     assert np.abs(np.stack(table["vector_32_float16"].to_numpy()) - x_ND).max() < 1e-3
     assert np.array(table["vector_32_int8"].to_pylist()).shape == (8, 32)
-    assert read_record(store, block.name) == done.record
+    assert record_in(pa.py_buffer((tmp_path / "out" / "vectors" / block.name).read_bytes())) == done.record
     assert (done.record.rows, done.record.embedded, done.record.texts) == (9, 8, 7)
     assert done.record.rejected == {"null": 1}
     assert not any(name.startswith(b"ray") for name in table.schema.metadata)
@@ -557,6 +558,12 @@ def test_wrong_options_are_told_in_a_sentence(options: dict[str, Any], told: str
     with pytest.raises(ConfigError) as error:
         settings_of(**{**usual, **options})
     assert told in str(error.value)
+
+
+def test_what_is_not_said_of_the_pool_is_left_to_the_cluster() -> None:
+    assert pool_values(None, None, None, None) is None
+    assert pool_values(None, None, None, 4) == {"threads": 4}
+    assert pool_values("2:8", None, 0.5, None) == {"min_size": 2, "max_size": 8, "gpus": 0.5}
 
 
 def test_an_encoder_that_takes_texts_alone_is_given_texts(tmp_path: Path, sentences: list[str]) -> None:

@@ -26,6 +26,11 @@ def weights_identity(model: str, revision: str | None) -> str:
     return f"commit:{hub_commit(model, revision)}"
 
 
+def revision_in(identity: str) -> str | None:
+    """The commit that an identity names; None for a local model's."""
+    return identity.removeprefix("commit:") if identity.startswith("commit:") else None
+
+
 def folder_digest(folder: Path) -> str:
     """sha256 over the names and bytes of the files that decide a model's vectors.
 

@@ -12,25 +12,25 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Container, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
-from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
 from jasper_ray.config import ConfigError, Settings, setting_differences
-from jasper_ray.embedding.inputs import InputFile, KnownFile
+from jasper_ray.embedding.files import ScannedFile
+from jasper_ray.embedding.inputs import InputFile
 from jasper_ray.embedding.manifest import Manifest
-from jasper_ray.embedding.output import REJECTED, VECTORS, Record, read_record
+from jasper_ray.embedding.output import REJECTED, VECTORS, Record, record_in
 from jasper_ray.embedding.plan import is_block_name
-from jasper_ray.embedding.scan import Scan
 from jasper_ray.embedding.settings import EmbedSettings, VectorColumn
 from jasper_ray.embedding.store import Store
 from jasper_ray.models.loading import first_line
 from jasper_ray.vectors import Dtype
+from jasper_ray.whole import locked_folder
 
 logger = logging.getLogger(__name__)
 
@@ -62,13 +62,6 @@ class Job(Settings):
     asked: dict[str, Any]
     """`EmbedSettings.decisive`."""
     resolved: Resolved
-
-
-class ScannedFile(Settings):
-    """An input file and what it holds."""
-
-    file: KnownFile
-    scan: Scan
 
 
 class OutputFolder:
@@ -162,8 +155,10 @@ class OutputFolder:
         return {name: record for name, record in found.items() if record}
 
     def _told(self, name: str) -> Record | None:
+        data = self.store.read(f"{VECTORS}/{name}")
+        assert data is not None, "just listed"
         try:
-            return read_record(self.store, name)
+            return record_in(data)
         except (pa.ArrowException, OSError, KeyError, TypeError, ValidationError) as error:
             logger.warning("%s/%s is damaged (%s) and will be made anew", VECTORS, name, first_line(error))
             self.store.delete(f"{VECTORS}/{name}")
@@ -205,22 +200,11 @@ class OutputFolder:
             value = {"least": least_D.tolist(), "largest": largest_D.tolist()}
             self.store.write(f"ranges-{dim}.json", json.dumps(value).encode())
 
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Keep other processes out, where the folder can be locked; raises `ConfigError` if one works here."""
+    def locked(self) -> AbstractContextManager[None]:
+        """Keep other processes out, where the folder can be locked; raises `ConfigError` where one works here."""
         if self.store.local is None:  # an object store has no locks
-            yield
-            return
-        lock = FileLock(self.store.local / ".lock", timeout=0)
-        try:
-            lock.acquire()
-        except Timeout as error:
-            raise ConfigError(
-                f"another process is embedding into {self.store.address}; wait for it, or choose another --output"
-            ) from error
-        except (OSError, NotImplementedError) as error:
-            logger.warning("%s cannot be locked (%s): let only one process work in it", self.store.address, error)
-        try:
-            yield
-        finally:
-            lock.release()
+            return nullcontext()
+        return locked_folder(
+            self.store.local,
+            f"another process is embedding into {self.store.address}; wait for it, or choose another --output",
+        )

@@ -17,6 +17,9 @@ from jasper_ray.encoders.budget import TokenBudget
 from jasper_ray.models.loading import first_line
 from jasper_ray.vectors import Dtype
 
+TOLERANCE = 0.999
+"""Least cosine with float32 that a lower precision must reach on every text of the sample."""
+
 
 def open_encoder(settings: EmbedSettings, revision: str | None, dtype: Dtype) -> TokenEncoder:
     """The model, for texts alone. Copies that reserve no GPU stay off it, whether or not they could see one.

@@ -65,10 +65,8 @@ class Done(Settings):
     actor: str
     seconds: float
     """That the actor worked on it."""
-    batch_tokens: int = 0
+    batch_tokens: int
     """The actor's budget when it was done."""
-    repeated: bool = False
-    """It was there already: an actor had died between writing it and saying so."""
 
 
 class Recall(Protocol):
@@ -209,10 +207,8 @@ def parquet(table: pa.Table) -> pa.Buffer:
     return sink.getvalue()
 
 
-def read_record(store: Store, name: str) -> Record:
-    """The record of a block's file that is there, with its hashes."""
-    data = store.read(f"{VECTORS}/{name}")
-    assert data is not None, name
+def record_in(data: pa.Buffer) -> Record:
+    """The record that a file of vectors tells, with the file's hash; Arrow's or pydantic's errors where it has none."""
     metadata = pq.read_schema(pa.BufferReader(data)).metadata
     record = Record.model_validate_json(metadata[RECORD_KEY])
     return record.model_copy(update={"sha256": hashlib.sha256(data).hexdigest()})

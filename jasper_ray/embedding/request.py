@@ -48,11 +48,11 @@ def pool_values(
     actors: str | None, cpus: float | None, gpus: float | None, threads: int | None
 ) -> dict[str, Any] | None:
     """A pool as far as it was asked for; None when nothing was."""
-    least, _, most = (actors or "1").partition(":")
-    if not (least.isdigit() and (most or least).isdigit()):
-        raise ConfigError(f"--actors {actors} is not a number of copies; expected one such as 4 or 1:8")
-    given = {"cpus": cpus, "gpus": gpus, "threads": threads}
-    if actors is None and not any(value is not None for value in given.values()):
-        return None
-    sizes = {"min_size": int(least), "max_size": int(most or least)}
-    return {**sizes, **{name: value for name, value in given.items() if value is not None}}
+    sizes: dict[str, Any] = {}
+    if actors is not None:
+        least, _, most = actors.partition(":")
+        if not (least.isdigit() and (most or least).isdigit()):
+            raise ConfigError(f"--actors {actors} is not a number of copies; expected one such as 4 or 1:8")
+        sizes = {"min_size": int(least), "max_size": int(most or least)}
+    takes = {"cpus": cpus, "gpus": gpus, "threads": threads}
+    return {**sizes, **{name: value for name, value in takes.items() if value is not None}} or None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from itertools import islice
 
 import numpy as np
@@ -11,12 +10,13 @@ import pyarrow.parquet as pq
 from pydantic import Field
 
 from jasper_ray.config import ConfigError, Settings
+from jasper_ray.data.reading import whole_lines
 from jasper_ray.embedding.inputs import InputFile
 from jasper_ray.embedding.rows import Columns, Fault, csv_rows, is_local, json_object, open_stream, require
 
 CHUNK_BYTES = 4 << 20
 KEYS_LOOKED_AT = 100
-"""Lines of JSON of which one has to have the text's key."""
+"""Lines of JSON of which one has to have each key that is asked for."""
 
 
 class Scan(Settings):
@@ -88,16 +88,8 @@ def scan_lines(file: InputFile, columns: Columns, block_rows: int) -> Scan:
 def check_keys(file: InputFile, columns: Columns) -> None:
     """Refuse a file of JSON whose first lines all lack a key."""
     with open_stream(file) as stream:
-        objects = list(map(json_object, islice(lines(stream), KEYS_LOOKED_AT)))
+        lines = (line for chunk in whole_lines(stream) for line in chunk.split(b"\n"))
+        objects = list(map(json_object, islice(lines, KEYS_LOOKED_AT)))
     keys = list(dict.fromkeys(key for found in objects if not isinstance(found, Fault) for key in found))
     if keys:
         require(columns, keys)
-
-
-def lines(stream: pa.NativeFile) -> Iterator[bytes]:
-    rest = b""
-    while chunk := stream.read(CHUNK_BYTES):
-        *whole, rest = (rest + chunk).split(b"\n")
-        yield from whole
-    if rest:
-        yield rest

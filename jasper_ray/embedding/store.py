@@ -42,7 +42,7 @@ class Store:
             if not self.local and self.holds(name):
                 self.filesystem.delete_file(path)  # only a local rename is sure to replace
             self.filesystem.move(staging, path)
-        except BaseException:
+        except BaseException:  # Ctrl-C too must not leave half a file
             if self.filesystem.get_file_info(staging).type == fs.FileType.File:
                 self.filesystem.delete_file(staging)
             raise
@@ -63,12 +63,8 @@ class Store:
         """All of a file; None where there is none."""
         if not self.holds(name):
             return None
-        with self.open(name) as stream:
+        with self.filesystem.open_input_file(posixpath.join(self.root, name)) as stream:
             return stream.read_buffer()
-
-    def open(self, name: str) -> pa.NativeFile:
-        """A file to read parts of."""
-        return self.filesystem.open_input_file(posixpath.join(self.root, name))
 
     def names(self, folder: str) -> list[str]:
         """Names of the files directly in a folder, sorted; those of unfinished files are left out."""

@@ -10,28 +10,29 @@ call plans what is missing, and an actor repeats at most the one block that it w
 from __future__ import annotations
 
 import logging
-import math
 import time
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import ray
 
 from jasper_ray import __version__
-from jasper_ray.assets.identity import weights_identity
+from jasper_ray.assets.identity import revision_in, weights_identity
 from jasper_ray.config import ConfigError
-from jasper_ray.embedding.folder import JOB, Job, OutputFolder, Resolved, ScannedFile
+from jasper_ray.embedding.files import ScannedFile, check_files, is_finished
+from jasper_ray.embedding.folder import JOB, Job, OutputFolder, Resolved
 from jasper_ray.embedding.inputs import InputFile, list_inputs
 from jasper_ray.embedding.manifest import Manifest, file_counts, totals
+from jasper_ray.embedding.model import TOLERANCE
 from jasper_ray.embedding.output import Record
-from jasper_ray.embedding.plan import Span, block_name, block_of, plan_spans
+from jasper_ray.embedding.plan import Span, block_of, plan_spans
 from jasper_ray.embedding.progress import Progress
 from jasper_ray.embedding.rows import Columns
 from jasper_ray.embedding.settings import EmbedSettings
 from jasper_ray.embedding.store import open_store
 from jasper_ray.pipelines.embed_blocks import stream
 from jasper_ray.pipelines.embed_pool import needs, with_pools
-from jasper_ray.pipelines.examine import TOLERANCE, Examined, examine
+from jasper_ray.pipelines.examine import Examined, examine
 from jasper_ray.pipelines.reading_blocks import scan_files
 from jasper_ray.pipelines.session import plain_errors, ray_session
 
@@ -94,7 +95,7 @@ class Embedding:
         self.known = folder.known()
         self.begun: set[str] = set()
         self.job = job
-        self.revision = weights.removeprefix("commit:") if weights.startswith("commit:") else None
+        self.revision = revision_in(weights)
         self.columns = Columns(settings.text_column, settings.copied)
         assert settings.pool
         self.pool = settings.pool
@@ -107,7 +108,7 @@ class Embedding:
         self.begun = {block_of(name)[0] for name in finished}
         self.folder.check_unchanged(self.files, self.known, self.begun)
         scans = self.scans(finished)
-        self.check_files(scans, finished)
+        check_files(scans.values(), {file.known.name for file in self.files}, self.settings, finished)
         spans = [
             span
             for file in self.files
@@ -139,34 +140,6 @@ class Embedding:
         scans |= {name: each for name, each in self.known.items() if name in done}
         self.folder.keep_known(scans.values())
         return scans
-
-    def check_files(self, scans: Mapping[str, ScannedFile], finished: set[str]) -> None:
-        """Refuse files that do not fit together, or of which too many cannot be read."""
-        bad = [each for each in scans.values() if each.scan.fault]
-        if len(bad) > self.settings.max_rejected * len(scans):
-            raise ConfigError(
-                f"{len(bad)} of {len(scans)} files cannot be read, such as {bad[0].file.name}: {bad[0].scan.fault}; "
-                "mend or leave out these files, or raise --max-rejected"
-            )
-        good = [each for each in scans.values() if not each.scan.fault]
-        for each in good:
-            if each.scan.types != good[0].scan.types:
-                raise ConfigError(
-                    f"the copied columns of {each.file.name} are {each.scan.types}, and those of {good[0].file.name} "
-                    f"are {good[0].scan.types}; give them one type, or leave them out of --carry and --id-column"
-                )
-        now = {file.known.name for file in self.files}
-        gone = [each.file.name for each in scans.values() if each.file.name not in now]
-        left = [name for name in gone if not is_finished(scans[name], self.settings.block_rows, finished)]
-        if left:
-            raise ConfigError(
-                f"{left[0]} is not there any more, and not all of its rows are embedded; put it back, "
-                "or choose another --output"
-            )
-        if gone:
-            logger.info(
-                "%d input files of before are not there now, such as %s; their vectors stay", len(gone), gone[0]
-            )
 
     def examine(self, spans: Sequence[Span]) -> Examined:
         """What the model is, written down at the first call."""
@@ -250,12 +223,6 @@ class Embedding:
         self.folder.finish(manifest)
         self.check_share(sum(manifest.rejected.values()), manifest.rows)
         return manifest
-
-
-def is_finished(scanned: ScannedFile, block_rows: int, finished: Container[str]) -> bool:
-    """Whether all blocks of a file are; one that could not be read may have been mended."""
-    blocks = range(math.ceil(scanned.scan.rows / block_rows))
-    return not scanned.scan.fault and all(block_name(scanned.file.key, block) in finished for block in blocks)
 
 
 def tell(resolved: Resolved) -> None:

@@ -17,15 +17,15 @@ from ray.data import Dataset, ExecutionResources
 from jasper_ray.embedding.block import unpack
 from jasper_ray.embedding.folder import OutputFolder, Resolved
 from jasper_ray.embedding.model import budget_of, open_encoder
-from jasper_ray.embedding.output import VECTORS, BlockWriter, Done, read_record
+from jasper_ray.embedding.output import VECTORS, BlockWriter, Done, record_in
 from jasper_ray.embedding.plan import Span
 from jasper_ray.embedding.settings import EmbedSettings
 from jasper_ray.embedding.store import Store
 from jasper_ray.pipelines.examine import Examined
 from jasper_ray.pipelines.label import pool_strategy
 from jasper_ray.pipelines.memory import Memory, Remembering
-from jasper_ray.pipelines.reading_blocks import MOST_INPUT_BLOCKS, ReadBlocks
-from jasper_ray.pipelines.session import plain_errors, set_up_data
+from jasper_ray.pipelines.reading_blocks import ReadBlocks, dataset_of
+from jasper_ray.pipelines.session import plain_errors
 
 WAITING_BLOCKS = 8
 """Blocks that wait for each actor, at least; more where texts are short."""
@@ -41,9 +41,7 @@ def stream(
     assert settings.readers
     resolved = examined.resolved
     ranges = folder.ranges({column.dim for column in resolved.vectors if column.dtype == "int8"})
-    items = [{"span": pickle.dumps(span)} for span in spans]
-    dataset = ray.data.from_items(items, override_num_blocks=min(len(items), MOST_INPUT_BLOCKS))
-    set_up_data(dataset.context)
+    dataset = dataset_of([{"span": pickle.dumps(span)} for span in spans])
     dataset.context.target_max_block_size = 1  # so that every row, which is a block of ours, is one of Ray's
     limits = ExecutionResources.for_limits(object_store_memory=waiting_bytes(settings, resolved.max_length))
     dataset.context.execution_options.resource_limits = limits
@@ -106,6 +104,8 @@ class EmbedBlocks:
 
     def done_before(self, name: str) -> Done | None:
         """What an actor wrote that died before it could say so."""
-        if not self.writer.store.holds(f"{VECTORS}/{name}"):
+        data = self.writer.store.read(f"{VECTORS}/{name}")
+        if data is None:
             return None
-        return Done(record=read_record(self.writer.store, name), actor=self.actor, seconds=0.0, repeated=True)
+        tokens = self.writer.budget.tokens
+        return Done(record=record_in(data), actor=self.actor, seconds=0.0, batch_tokens=tokens)

@@ -17,7 +17,14 @@ import torch
 from jasper_ray.config import ConfigError
 from jasper_ray.embedding.block import Preparation
 from jasper_ray.embedding.folder import Resolved
-from jasper_ray.embedding.model import check_dims, check_length, open_encoder, prompt_name_of, wanted_precision
+from jasper_ray.embedding.model import (
+    TOLERANCE,
+    check_dims,
+    check_length,
+    open_encoder,
+    prompt_name_of,
+    wanted_precision,
+)
 from jasper_ray.embedding.output import Heads
 from jasper_ray.embedding.plan import Span
 from jasper_ray.embedding.sample import Sample
@@ -25,8 +32,6 @@ from jasper_ray.embedding.settings import EmbedSettings, VectorColumn
 from jasper_ray.encoders.base import prompt_text
 from jasper_ray.vectors import Dtype, int8_ranges, least_cosine
 
-TOLERANCE = 0.999
-"""Least cosine with float32 that a lower precision must reach on every text of the sample."""
 CHECK_TEXTS = 64
 """Texts that are compared with float32."""
 RANGE_TEXTS = 2048

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import os
 import pickle
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import ray
-from ray.data import TaskPoolStrategy
+from ray.data import Dataset, TaskPoolStrategy
 
 from jasper_ray.embedding.block import Preparation
 from jasper_ray.embedding.inputs import InputFile
@@ -27,17 +27,27 @@ MOST_INPUT_BLOCKS = 1000
 """Of Ray Data; each is an object that the driver makes before anything runs."""
 
 
-def scan_files(files: Sequence[InputFile], columns: Columns, block_rows: int) -> list[Scan]:
-    """Look at files, on as many processors as there are."""
-    if not files:
-        return []
-    items = [{"place": place, "file": pickle.dumps(file)} for place, file in enumerate(files)]
-    dataset = ray.data.from_items(items, override_num_blocks=min(len(items), MOST_INPUT_BLOCKS))
+def dataset_of(items: Sequence[dict[str, Any]]) -> Dataset:
+    """A dataset of some things to do."""
+    dataset = ray.data.from_items(list(items), override_num_blocks=min(len(items), MOST_INPUT_BLOCKS))
     set_up_data(dataset.context)
-    tasks = TaskPoolStrategy(min(len(items), max(1, int(ray.cluster_resources().get("CPU", 1)))))
-    work = {"columns": columns, "block_rows": block_rows}
-    scanned = dataset.map(scan_row, fn_kwargs=work, num_cpus=0.5, compute=tasks)
-    found = {row["place"]: Scan.model_validate_json(row["scan"]) for row in scanned.iter_rows()}
+    return dataset
+
+
+def over_all(
+    items: Sequence[dict[str, Any]], work: Callable[..., dict[str, Any]], **arguments: Any
+) -> Iterator[dict[str, Any]]:
+    """What `work` makes of each item, in any order, on as many processors as there are."""
+    if items:
+        tasks = TaskPoolStrategy(min(len(items), max(1, int(ray.cluster_resources().get("CPU", 1)))))
+        yield from dataset_of(items).map(work, fn_kwargs=arguments, num_cpus=0.5, compute=tasks).iter_rows()
+
+
+def scan_files(files: Sequence[InputFile], columns: Columns, block_rows: int) -> list[Scan]:
+    """Look at files, in their order."""
+    items = [{"place": place, "file": pickle.dumps(file)} for place, file in enumerate(files)]
+    rows = over_all(items, scan_row, columns=columns, block_rows=block_rows)
+    found = {row["place"]: Scan.model_validate_json(row["scan"]) for row in rows}
     return [found[place] for place in range(len(files))]
 
 
