@@ -14,12 +14,13 @@ import pyarrow.parquet as pq
 from jasper_ray.config import ConfigError
 from jasper_ray.embedding.block import Block, Preparation
 from jasper_ray.embedding.folder import Job, OutputFolder
-from jasper_ray.embedding.model import TOLERANCE, budget_of, open_encoder, prompt_name_of
+from jasper_ray.embedding.model import budget_of, open_encoder, prompt_name_of
 from jasper_ray.embedding.output import REJECTED, VECTORS, Record, encode_block
 from jasper_ray.embedding.plan import Span, block_name, read_span
 from jasper_ray.embedding.rows import TEXT, Columns
 from jasper_ray.embedding.settings import EmbedSettings, VectorColumn
 from jasper_ray.embedding.store import Store
+from jasper_ray.encoders.precision import TOLERANCE
 from jasper_ray.vectors import least_cosine, quantise_int8
 
 SAMPLE_ROWS = 64

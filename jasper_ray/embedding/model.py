@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -14,11 +12,9 @@ from jasper_ray.embedding.settings import EmbedSettings, VectorColumn
 from jasper_ray.encoders import SentenceTransformerEncoder, TokenEncoder, load_encoder
 from jasper_ray.encoders.base import known_dim
 from jasper_ray.encoders.budget import TokenBudget
+from jasper_ray.encoders.precision import native_precision
 from jasper_ray.models.loading import first_line
 from jasper_ray.vectors import Dtype
-
-TOLERANCE = 0.999
-"""Least cosine with float32 that a lower precision must reach on every text of the sample."""
 
 
 def open_encoder(settings: EmbedSettings, revision: str | None, dtype: Dtype) -> TokenEncoder:
@@ -44,7 +40,7 @@ def prompt_name_of(settings: EmbedSettings, encoder: TokenEncoder) -> str | None
     name means none."""
     if settings.prompt is not None:
         return settings.prompt or None
-    return encoder.model.default_prompt_name if isinstance(encoder, SentenceTransformerEncoder) else None
+    return encoder.default_prompt
 
 
 def check_dims(encoder: TokenEncoder, columns: Sequence[VectorColumn]) -> None:
@@ -65,18 +61,8 @@ def check_length(encoder: TokenEncoder, max_length: int) -> None:
 
 
 def wanted_precision(settings: EmbedSettings) -> Dtype:
-    """What to try: where it is left open, bfloat16 if the device computes in it and does not merely emulate it."""
-    asked: Dtype | Literal["auto"] = settings.precision
-    if asked != "auto":
-        return asked
+    """What to try: the device's own, where it is left open."""
+    if settings.precision != "auto":
+        return settings.precision
     assert settings.pool
-    if settings.pool.gpus:
-        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
-    return "bfloat16" if cpu_flags() & {"avx512_bf16", "amx_bf16", "bf16"} else "float32"
-
-
-def cpu_flags() -> set[str]:
-    """What Linux says the processor can do; empty elsewhere."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    return {flag for line in lines[:64] if line.startswith(("flags", "Features")) for flag in line.split()}
+    return native_precision(bool(settings.pool.gpus))

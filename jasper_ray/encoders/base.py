@@ -47,6 +47,16 @@ class Encoder(Protocol):
 class TokenEncoder(Encoder, Protocol):
     """An encoder whose texts may become tokens elsewhere, before they meet its weights."""
 
+    @property
+    def default_prompt(self) -> str | None:
+        """The name of the prompt that the model itself puts before a text when none is asked for."""
+        ...
+
+    @property
+    def pools_prompts(self) -> bool:
+        """Whether a prompt's tokens count like the text's: rows of different prompts may then share a batch."""
+        ...
+
     def tokenizing(self, prompt_name: str | None = None) -> Tokenizing | None:
         """How texts become what `encode_tokens` takes; None for a model that only takes texts.
 

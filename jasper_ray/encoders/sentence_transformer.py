@@ -46,6 +46,14 @@ class SentenceTransformerEncoder:
     def sees(self) -> bool:
         return False
 
+    @property
+    def default_prompt(self) -> str | None:
+        return self.model.default_prompt_name
+
+    @property
+    def pools_prompts(self) -> bool:
+        return all(getattr(module, "include_prompt", True) for module in self.model)
+
     def encode(self, texts: Sequence[str], prompt_name: str | None = None, dim: int | None = None) -> np.ndarray:
         """See `Encoder.encode`."""
         size = known_dim(self.dims, dim)

@@ -17,7 +17,7 @@ from jasper_ray.images import PIXEL_LIMIT, Picture, open_picture
 from jasper_ray.models.folder import StudentCard, load_student_folder
 from jasper_ray.models.student import Student
 from jasper_ray.models.tokenizing import Ids, Tokenizing
-from jasper_ray.models.tokens import TokenGroup, image_groups, length_groups
+from jasper_ray.models.tokens import TokenGroup, image_groups, length_groups, opening, with_pixels
 from jasper_ray.vectors import Dtype, normalise
 
 if TYPE_CHECKING:
@@ -52,6 +52,14 @@ class StudentEncoder:
     @property
     def prompts(self) -> Mapping[str, str]:
         return self.card.prompts
+
+    @property
+    def default_prompt(self) -> str | None:
+        return None
+
+    @property
+    def pools_prompts(self) -> bool:
+        return True
 
     @property
     def sees(self) -> bool:
@@ -103,6 +111,29 @@ class StudentEncoder:
         group = TokenGroup(torch.from_numpy(ids_BT), torch.from_numpy(mask_BT))
         return self._heads(self.student.pooled(group.to(next(self.student.parameters()).device)), dims)
 
+    def image_tokenizing(self) -> Tokenizing:
+        """How the text after an image becomes tokens: its ids begin with those that stand for the image."""
+        image_tokens, max_length = self._image_room
+        return Tokenizing(self.tokenizer, max_length, opening(image_tokens))
+
+    def pixels(self, picture: Picture) -> np.ndarray:
+        """What the tower reads of an image: uint8 `[3, S, S]`.
+
+        Raises:
+            BadImage: there are no pixels to be had of it.
+        """
+        assert self.student.vision is not None
+        return self.student.vision.preprocessing.pixels(open_picture(picture, self.pixel_limit))
+
+    @torch.inference_mode()
+    def encode_pixels(self, ids: Ids, pixels_B3SS: np.ndarray, dims: Sequence[int]) -> dict[int, np.ndarray]:
+        """Unit vectors, float32 `[B, D]` for each D of `dims`, in one pass of one batch of images, with what
+        `image_tokenizing` made of the texts after them."""
+        ids_BT, mask_BT = self.tokenizing().padded(ids)
+        group = TokenGroup(torch.from_numpy(ids_BT), torch.from_numpy(mask_BT))
+        seen = with_pixels(self.tokenizer, group, torch.from_numpy(pixels_B3SS), self._image_room[0])
+        return self._heads(self.student.pooled(seen.to(next(self.student.parameters()).device)), dims)
+
     def _rows(self, texts: Texts, images: Pictures) -> list[tuple[str | None, Picture | None]]:
         """A text, an image, or both, for every row; raises `ConfigError` where a row has neither."""
         if isinstance(texts, str) or isinstance(images, (str, bytes, Path)):
@@ -146,10 +177,7 @@ class StudentEncoder:
         return self.student.vision.image_tokens, self.card.max_length
 
     def _pixels(self, pictures: Sequence[Picture | None]) -> torch.Tensor:
-        assert self.student.vision is not None
-        preprocessing = self.student.vision.preprocessing
-        found = [preprocessing.pixels(open_picture(p, self.pixel_limit)) for p in pictures if p is not None]
-        return torch.from_numpy(np.stack(found))
+        return torch.from_numpy(np.stack([self.pixels(picture) for picture in pictures if picture is not None]))
 
     @torch.inference_mode()
     def _heads(self, pooled_NH: torch.Tensor, dims: Sequence[int]) -> dict[int, np.ndarray]:

@@ -71,22 +71,35 @@ def image_groups(
 
     A row reads `start`, an image's tokens, `end`, text. A text that spells these marks does not become an image.
     """
-    opening = IMAGE_START + IMAGE_TOKEN * image_tokens + IMAGE_END
-    ids, order_B = longest_first(tokenizer, [opening + text for text in texts], max_length)
-    image_id = tokenizer.get_vocab()[IMAGE_TOKEN]
+    ids, order_B = longest_first(tokenizer, [opening(image_tokens) + text for text in texts], max_length)
     groups = []
     for start in range(0, len(ids), group_rows):
-        group = pad(tokenizer, ids[start : start + group_rows])
-        marked_BT = group.ids_BT.eq(image_id)
-        places_BT = marked_BT & (marked_BT.cumsum(dim=1) <= image_tokens)  # a text may spell the mark too
-        if not (places_BT.sum(dim=1) == image_tokens).all():
-            raise ConfigError(
-                f"an image takes {image_tokens} tokens, which do not fit into the student's max_length {max_length}; "
-                "lower student.vision.image_tokens or raise student.max_length"
-            )
         pixels = pixels_B3SS[order_B[start : start + group_rows]]
-        groups.append(group._replace(pixels_B3SS=pixels, places_BT=places_BT))
+        groups.append(with_pixels(tokenizer, pad(tokenizer, ids[start : start + group_rows]), pixels, image_tokens))
     return groups, order_B
+
+
+def opening(image_tokens: int) -> str:
+    """What the text of a row begins with that shows an image."""
+    return IMAGE_START + IMAGE_TOKEN * image_tokens + IMAGE_END
+
+
+def with_pixels(
+    tokenizer: PreTrainedTokenizerBase, group: TokenGroup, pixels_B3SS: Tensor, image_tokens: int
+) -> TokenGroup:
+    """A group whose texts begin with `opening`, and the images that stand there.
+
+    Raises:
+        ConfigError: a row was cut inside the image.
+    """
+    marked_BT = group.ids_BT.eq(tokenizer.get_vocab()[IMAGE_TOKEN])
+    places_BT = marked_BT & (marked_BT.cumsum(dim=1) <= image_tokens)  # a text may spell the mark too
+    if not (places_BT.sum(dim=1) == image_tokens).all():
+        raise ConfigError(
+            f"an image takes {image_tokens} tokens, which do not fit into the student's max_length; "
+            "lower student.vision.image_tokens or raise student.max_length"
+        )
+    return group._replace(pixels_B3SS=pixels_B3SS, places_BT=places_BT)
 
 
 def longest_first(

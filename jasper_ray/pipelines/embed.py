@@ -23,13 +23,13 @@ from jasper_ray.embedding.files import ScannedFile, check_files, is_finished
 from jasper_ray.embedding.folder import JOB, Job, OutputFolder, Resolved
 from jasper_ray.embedding.inputs import InputFile, list_inputs
 from jasper_ray.embedding.manifest import Manifest, file_counts, totals
-from jasper_ray.embedding.model import TOLERANCE
 from jasper_ray.embedding.output import Record
 from jasper_ray.embedding.plan import Span, block_of, plan_spans
 from jasper_ray.embedding.progress import Progress
 from jasper_ray.embedding.rows import Columns
 from jasper_ray.embedding.settings import EmbedSettings
 from jasper_ray.embedding.store import open_store
+from jasper_ray.encoders.precision import TOLERANCE
 from jasper_ray.pipelines.embed_blocks import stream
 from jasper_ray.pipelines.embed_pool import needs, with_pools
 from jasper_ray.pipelines.examine import Examined, examine

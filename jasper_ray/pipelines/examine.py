@@ -18,7 +18,6 @@ from jasper_ray.config import ConfigError
 from jasper_ray.embedding.block import Preparation
 from jasper_ray.embedding.folder import Resolved
 from jasper_ray.embedding.model import (
-    TOLERANCE,
     check_dims,
     check_length,
     open_encoder,
@@ -30,6 +29,7 @@ from jasper_ray.embedding.plan import Span
 from jasper_ray.embedding.sample import Sample
 from jasper_ray.embedding.settings import EmbedSettings, VectorColumn
 from jasper_ray.encoders.base import prompt_text
+from jasper_ray.encoders.precision import TOLERANCE
 from jasper_ray.vectors import Dtype, int8_ranges, least_cosine
 
 CHECK_TEXTS = 64

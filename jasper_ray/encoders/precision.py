@@ -1,0 +1,26 @@
+"""Which precision a model computes in where nobody says so."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from jasper_ray.vectors import Dtype
+
+TOLERANCE = 0.999
+"""Least cosine with float32 that a lower precision must reach on every text of a sample."""
+
+
+def native_precision(on_gpu: bool) -> Dtype:
+    """bfloat16 if the device computes in it and does not merely emulate it."""
+    if on_gpu:
+        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
+    return "bfloat16" if cpu_flags() & {"avx512_bf16", "amx_bf16", "bf16"} else "float32"
+
+
+def cpu_flags() -> set[str]:
+    """What Linux says the processor can do; empty elsewhere."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    return {flag for line in lines[:64] if line.startswith(("flags", "Features")) for flag in line.split()}

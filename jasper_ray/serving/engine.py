@@ -1,0 +1,280 @@
+"""The model in a thread of its own, fed with batches of tokens across requests."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import numpy as np
+
+from jasper_ray.config import ConfigError
+from jasper_ray.encoders import StudentEncoder, TokenEncoder
+from jasper_ray.encoders.budget import TokenBudget
+from jasper_ray.serving.errors import Refusal, bad_request, too_large, unavailable
+from jasper_ray.serving.inputs import Prepared
+from jasper_ray.serving.queue import Row, TokenQueue, Work
+
+logger = logging.getLogger(__name__)
+
+Vectors = dict[int, np.ndarray]
+"""Of one row: its unit vector by head."""
+Outcome = Vectors | Exception
+
+
+class Watching(Protocol):
+    """Who wants to know of every batch."""
+
+    def batch(self, rows: int, tokens: int, computed: int, seconds: float) -> None:
+        """`tokens` were asked for, `computed` went through the model, padding included."""
+        ...
+
+
+class Engine:
+    """Rows in, vectors out; one input that fails, fails alone.
+
+    Everything but `run` belongs to the event loop; the lock guards what both touch.
+    """
+
+    def __init__(
+        self,
+        encoder: TokenEncoder,
+        budget: TokenBudget,
+        queue: TokenQueue,
+        request_tokens: int,
+        wait_s: float,
+        watching: Watching,
+    ) -> None:
+        self.encoder = encoder
+        self.budget = budget
+        self.queue = queue
+        self.request_tokens = request_tokens
+        self.wait_s = wait_s
+        self.watching = watching
+        self.coming = 0
+        """Requests that are being read; the batch that waits, waits for them."""
+        self.dead: str | None = None
+        """Why the model answers no more."""
+        self._arrived = threading.Condition()
+        self._closed = False
+        self._forsaken = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread = threading.Thread(target=self.run, name="model", daemon=True)
+
+    def start(self) -> None:
+        """Begin to embed; answers go to the event loop that runs now."""
+        self._loop = asyncio.get_running_loop()
+        self._thread.start()
+
+    def close(self) -> None:
+        """Refuse what waits, and end the thread."""
+        with self._arrived:
+            self._closed = True
+            self._arrived.notify()
+        self._thread.join(timeout=5)
+
+    def check(self) -> None:
+        """Refuse at once what could not be answered, before any of it is read.
+
+        Raises:
+            Refusal: the model is dead, or too much waits.
+        """
+        if self.dead or self._closed:
+            raise unavailable(self.dead or "the server is stopping")
+        self.queue.check()
+
+    def admit(self, tokens: int) -> Admission:
+        """Let a request in that has about so many tokens.
+
+        Raises:
+            Refusal: too much waits, or the model is dead.
+        """
+        self.check()
+        return Admission(self, tokens)
+
+    def check_size(self, tokens: int) -> None:
+        """Refuse a request that is larger than any may be."""
+        if tokens > self.request_tokens:
+            raise too_large(
+                f"the request has at least {tokens} tokens and {self.request_tokens} are allowed; send it in parts",
+                "input",
+            )
+
+    async def embed(self, inputs: Sequence[Prepared], heads: Sequence[int], admission: Admission) -> Work:
+        """The work when it is done: its `rows` are vectors by head, in the order of `inputs`.
+
+        Raises:
+            Refusal: an input fails, or the model is dead.
+        """
+        assert self._loop
+        self.check_size(sum(one.tokens for one in inputs))
+        work = Work(tuple(heads), self._loop.create_future(), [None] * len(inputs), len(inputs))
+        with self._arrived:
+            if self.dead or self._closed:
+                raise unavailable(self.dead or "the server is stopping")
+            admission.hand_over(inputs)
+            work.queued_s = time.perf_counter()
+            self.queue.rows += [Row(work, place, one, self._kind(one)) for place, one in enumerate(inputs)]
+            self._arrived.notify()
+        try:
+            await work.answer
+        except BaseException:  # the client has gone, or a row has failed: the others need not be embedded
+            self._forsaken = True
+            raise
+        return work
+
+    def _kind(self, one: Prepared) -> tuple[bool, str | None]:
+        return one.pixels_3SS is not None, None if self.encoder.pools_prompts else one.prompt_name
+
+    def run(self) -> None:
+        """Embed batch after batch until `close`."""
+        while True:
+            batch = self._next()
+            if batch is None:
+                return
+            began = time.perf_counter()
+            outcomes, computed = self._outcomes(batch)
+            self._answer(batch, outcomes, computed, time.perf_counter() - began)
+
+    def _next(self) -> list[Row] | None:
+        """The next batch, None at the end. One that is not full waits shortly for requests that are being read."""
+        with self._arrived:
+            while not self.queue.rows:
+                if self._closed:
+                    return None
+                self._arrived.wait()
+            deadline = time.perf_counter() + self.wait_s
+            while self.coming and self._room() and (left := deadline - time.perf_counter()) > 0:
+                self._arrived.wait(left)
+            if self._forsaken:
+                self._forsaken = False
+                self.queue.waiting -= self.queue.drop_abandoned()
+            batch = self.queue.take(self.budget.tokens, self.budget.max_rows)
+            now = time.perf_counter()
+            for row in batch:
+                row.work.began_s = row.work.began_s or now
+            return batch
+
+    def _room(self) -> bool:
+        return sum(row.input.tokens for row in self.queue.rows[: self.budget.max_rows]) < self.budget.tokens
+
+    def _outcomes(self, batch: Sequence[Row]) -> tuple[list[Outcome], int]:
+        """What became of each row. A batch that fails is halved until the row that is to blame stands alone."""
+        if self.dead or not batch:
+            return [unavailable(self.dead or "")] * len(batch), 0
+        try:
+            return self._vectors(batch)
+        except ConfigError as error:  # it does not fit into memory alone
+            return [too_large(str(error), "input", "out_of_memory")] * len(batch), 0
+        except Exception as error:
+            if len(batch) == 1:
+                return [self._blame(error)], 0
+        half = len(batch) // 2
+        first, computed = self._outcomes(batch[:half])
+        second, more = self._outcomes(batch[half:])
+        return first + second, computed + more
+
+    def _vectors(self, batch: Sequence[Row]) -> tuple[list[Outcome], int]:
+        inputs = [row.input for row in batch]
+        heads = sorted({head for row in batch for head in row.work.heads})
+        if inputs[0].pixels_3SS is not None:
+            assert isinstance(self.encoder, StudentEncoder)
+            pixels = np.stack([one.pixels_3SS for one in inputs if one.pixels_3SS is not None])
+            found = self.encoder.encode_pixels([one.ids for one in inputs], pixels, heads)
+            computed = len(inputs) * max(one.tokens for one in inputs)
+        else:
+            name = None if self.encoder.pools_prompts else inputs[0].prompt_name
+            found, computed = self.budget.encode(
+                lambda ids: self.encoder.encode_tokens(ids, heads, name), [one.ids for one in inputs]
+            )
+        sound = np.all([np.isfinite(found[head]).all(axis=1) for head in heads], axis=0)
+        return [
+            {head: found[head][place] for head in row.work.heads} if sound[place] else not_finite()
+            for place, row in enumerate(batch)
+        ], computed
+
+    def _blame(self, error: Exception) -> Refusal:
+        """Whether one input is to blame, or the model is dead: then it cannot embed a plain token either."""
+        logger.error("an input failed in the model: %s", type(error).__name__)
+        try:
+            self.encoder.encode_tokens([np.zeros(1, np.int32)], self.encoder.dims[:1])
+        except Exception as again:
+            self.dead = f"the model has failed ({type(again).__name__}); this replica is about to be replaced"
+            logger.exception("the model has failed")
+            return unavailable(self.dead)
+        return bad_request(f"the model cannot embed this input ({type(error).__name__})", "input", "input_failed")
+
+    def _answer(self, batch: Sequence[Row], outcomes: Sequence[Outcome], computed: int, seconds: float) -> None:
+        tokens = sum(row.input.tokens for row in batch)
+        with self._arrived:
+            self.queue.waiting -= tokens
+            if computed:
+                self.queue.drained(tokens, seconds)
+        assert self._loop
+        self._tell(deliver, batch, outcomes, seconds)
+        self._tell(self.watching.batch, len(batch), tokens, computed, seconds)
+
+    def _tell(self, told: Callable[..., None], *values: object) -> None:
+        assert self._loop
+        try:
+            self._loop.call_soon_threadsafe(told, *values)
+        except RuntimeError:  # the loop has ended, and with it everyone who waited
+            self._closed = True
+
+
+class Admission:
+    """Room in the queue for one request, from before it is read until its rows are in the queue."""
+
+    def __init__(self, engine: Engine, tokens: int) -> None:
+        self.engine = engine
+        self.tokens = tokens
+
+    def __enter__(self) -> Admission:
+        with self.engine._arrived:
+            self.engine.queue.waiting += self.tokens
+            self.engine.coming += 1
+        return self
+
+    def hand_over(self, inputs: Sequence[Prepared]) -> None:
+        """From now on the rows themselves count; called with the engine's lock held."""
+        self.engine.coming -= 1
+        self.engine.queue.waiting += sum(one.tokens for one in inputs) - self.tokens
+        self.tokens = -1
+
+    def __exit__(self, *_: object) -> None:
+        if self.tokens >= 0:  # it never came to the queue
+            with self.engine._arrived:
+                self.engine.coming -= 1
+                self.engine.queue.waiting -= self.tokens
+                self.engine._arrived.notify()
+
+
+def deliver(batch: Sequence[Row], outcomes: Sequence[Outcome], seconds: float) -> None:
+    """Put what became of rows into their requests; a request is answered with its last row, or its first failure."""
+    for work in {id(row.work): row.work for row in batch}.values():
+        work.model_s += seconds
+    for row, outcome in zip(batch, outcomes, strict=True):
+        work = row.work
+        if work.answer.done():
+            continue
+        if isinstance(outcome, Exception):
+            work.answer.set_exception(placed(outcome, row.place))
+            continue
+        work.rows[row.place] = outcome
+        work.left -= 1
+        if not work.left:
+            work.answer.set_result(work.rows)  # type: ignore[arg-type]
+
+
+def placed(error: Exception, place: int) -> Exception:
+    """The same refusal, with the place of the input that it is about."""
+    if isinstance(error, Refusal) and error.status != 503:
+        return Refusal(error.status, error.code, f"input {place}: {error.message}", error.param)
+    return error
+
+
+def not_finite() -> Refusal:
+    return bad_request("the model's vector of this input is not finite", "input", "input_failed")

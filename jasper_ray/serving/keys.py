@@ -1,0 +1,145 @@
+"""API keys: who may ask, and how much. Only hashes are ever kept.
+
+keys:
+  - name: search
+    sha256: 9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08
+    tokens_per_minute: 2000000
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import secrets
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import yaml
+from pydantic import Field, ValidationError
+
+from jasper_ray.config import ConfigError, Settings, first_fault
+from jasper_ray.serving.errors import Refusal
+
+logger = logging.getLogger(__name__)
+
+LOOK_S = 1.0
+"""Seconds after which the file is looked at again."""
+
+
+class Key(Settings):
+    """A key, by its hash."""
+
+    name: str = Field(min_length=1, max_length=64, pattern=r"^[\w.@-]+$")
+    """What logs and metrics call it."""
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    """SHA-256 of the key, in hex."""
+    tokens_per_minute: int | None = Field(None, ge=1)
+    """Tokens it may have embedded in a minute, by all replicas together."""
+
+
+class KeyFile(Settings):
+    """What a file of keys holds."""
+
+    keys: tuple[Key, ...]
+
+
+EVERYONE = Key(name="everyone", sha256="0" * 64)
+"""Who asks a server that is open."""
+
+
+class Keys:
+    """The keys that are valid now. A file is read again when it has changed; if it is broken then, nothing changes."""
+
+    def __init__(self, file: str | None, given: Mapping[str, str], open_: bool) -> None:
+        self.file = Path(file) if file else None
+        self.given = {digest: Key(name=name, sha256=digest) for name, digest in given.items()}
+        self.open = open_
+        self._looked = 0.0
+        self._stamp: tuple[int, int] | None = None
+        self._known: dict[str, Key] = dict(self.given)
+        if self.file:
+            self._read(self.file)
+
+    def caller(self, authorization: str | None) -> Key:
+        """Whose key stands behind `Bearer`.
+
+        Raises:
+            Refusal: none does.
+        """
+        if self.file and time.monotonic() - self._looked > LOOK_S:
+            self._look(self.file)
+        scheme, _, secret = (authorization or "").partition(" ")
+        key = self._known.get(digest_of(secret.strip())) if scheme.lower() == "bearer" else None
+        if key is not None:
+            return key
+        if self.open:
+            return EVERYONE
+        found = "no API key was sent" if not authorization else "this API key is not known"
+        raise Refusal(401, "invalid_api_key", f"{found}; send one as the header Authorization: Bearer KEY")
+
+    def _look(self, file: Path) -> None:
+        self._looked = time.monotonic()
+        try:
+            if stamp_of(file) != self._stamp:
+                self._read(file)
+                logger.info("%d API keys are valid now", len(self._known))
+        except (ConfigError, OSError) as error:
+            logger.error("the keys stay as they were: %s", error)
+
+    def _read(self, file: Path) -> None:
+        stamp = stamp_of(file) if file.is_file() else None
+        read = read_keys(file)
+        self._stamp = stamp
+        self._known = {**self.given, **{key.sha256: key for key in read}}
+
+
+def stamp_of(file: Path) -> tuple[int, int]:
+    found = file.stat()
+    return found.st_mtime_ns, found.st_size
+
+
+def read_keys(file: Path) -> tuple[Key, ...]:
+    """The keys in a file.
+
+    Raises:
+        ConfigError: it cannot be read, or is not a list of keys.
+    """
+    try:
+        value = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(
+            f"the keys in {str(file)!r} cannot be read ({type(error).__name__}); mend the file"
+        ) from error
+    value = value if isinstance(value, dict) else {}
+    try:
+        return KeyFile.model_validate(value).keys
+    except ValidationError as error:
+        raise ConfigError(f"{str(file)!r}: {first_fault(error, value, KeyFile)}") from error
+
+
+def digest_of(key: str) -> str:
+    """What is kept of a key. A key is 32 random bytes, so that no slower hash is needed."""
+    return hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def new_key() -> str:
+    """A key that nobody can guess."""
+    return f"jr-{secrets.token_urlsafe(32)}"
+
+
+def keys_in(written: str) -> dict[str, str]:
+    """`name:key,name:key`, as an environment variable holds it, as hashes by name.
+
+    Raises:
+        ConfigError: an entry is not of this form.
+    """
+    found = {}
+    for entry in filter(None, (part.strip() for part in written.split(","))):
+        name, colon, secret = entry.partition(":")
+        if not (colon and name.strip() and len(secret.strip()) >= 16):
+            raise ConfigError(
+                "JASPER_RAY_API_KEYS has an entry that is not NAME:KEY with a key of at least 16 characters"
+            )
+        found[name.strip()] = digest_of(secret.strip())
+    return found

@@ -1,0 +1,186 @@
+"""Inputs on their way to the model: texts become tokens, files pixels, in threads of their own."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import dataclasses
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+from jasper_ray.config import ConfigError
+from jasper_ray.encoders import StudentEncoder, TokenEncoder
+from jasper_ray.encoders.base import prompt_text
+from jasper_ray.images import BadImage
+from jasper_ray.models.tokenizing import Tokenizing
+from jasper_ray.serving.errors import Refusal, bad_request, too_large
+from jasper_ray.serving.inputs import ImageInput, Input, Prepared, TextInput, TokenInput
+from jasper_ray.serving.settings import Limits
+
+HERE_CHARS = 2000
+"""Up to so many characters are read at once, without the way to another thread and back, which takes longer."""
+
+
+class Preparer:
+    """Inputs of a request become what the model takes; each thread has tokenizers of its own, since one that is used
+    by two at once fails."""
+
+    def __init__(self, encoder: TokenEncoder, limits: Limits, threads: int) -> None:
+        tokenizing = encoder.tokenizing()
+        if tokenizing is None:
+            raise ConfigError("this model takes texts and no tokens, and cannot be served; give a student or another")
+        self.encoder = encoder
+        self.limits = limits
+        self.tokenizing = tokenizing
+        self.vocabulary = len(tokenizing.tokenizer)
+        self._threads = ThreadPoolExecutor(threads, "tokenizer")
+        self._own = threading.local()
+
+    @property
+    def max_length(self) -> int:
+        """Tokens a text may have."""
+        return self.tokenizing.max_length
+
+    async def prepare(self, inputs: Sequence[Input]) -> list[Prepared]:
+        """What the model takes, in the order of `inputs`.
+
+        Raises:
+            Refusal: the first input that is wrong, and its place.
+        """
+        texts = all(isinstance(one, (TextInput, TokenInput)) for one in inputs)
+        if texts and sum(len(one.text) for one in inputs if isinstance(one, TextInput)) <= HERE_CHARS:
+            return self.prepared(inputs)
+        return await asyncio.get_running_loop().run_in_executor(self._threads, self.prepared, inputs)
+
+    def prepared(self, inputs: Sequence[Input]) -> list[Prepared]:
+        """`prepare`, in this thread."""
+        found: list[Prepared | None] = [None] * len(inputs)
+        for name in {one.prompt_name for one in inputs if isinstance(one, TextInput)}:
+            places = [i for i, one in enumerate(inputs) if isinstance(one, TextInput) and one.prompt_name == name]
+            texts = [one for one in inputs if isinstance(one, TextInput) and one.prompt_name == name]
+            for place, ready in zip(places, self._texts(texts, places, name), strict=True):
+                found[place] = ready
+        for place, one in enumerate(inputs):
+            if isinstance(one, TokenInput):
+                found[place] = self._tokens(one, place)
+            elif isinstance(one, ImageInput):
+                found[place] = self._image(one, place)
+        return [ready for ready in found if ready is not None]
+
+    def _texts(self, texts: Sequence[TextInput], places: Sequence[int], name: str | None) -> list[Prepared]:
+        tokenizing = self._with_prompt(name)
+        for one, place in zip(texts, places, strict=True):
+            if len(one.text) > self.limits.text_chars:
+                raise too_large(
+                    f"input {place} has {len(one.text)} characters; at most {self.limits.text_chars} are read",
+                    "input",
+                    "text_too_long",
+                )
+        rows = tokenizing([one.text for one in texts], truncate=False)
+        ready = []
+        for one, ids, place in zip(texts, rows, places, strict=True):
+            room = min(self.max_length, one.max_tokens or self.max_length)
+            if len(ids) > room:
+                ids = cut_text(dataclasses.replace(tokenizing, max_length=room), one, len(ids), place)
+            ready.append(Prepared(np.array(ids, np.int32), len(ids), prompt_name=name))
+        return ready
+
+    def _tokens(self, one: TokenInput, place: int) -> Prepared:
+        if len(one.ids) > self.max_length:
+            raise too_long(len(one.ids), self.max_length, place)
+        if max(one.ids) >= self.vocabulary or min(one.ids) < 0:
+            raise bad_request(
+                f"input {place} has a token id outside of 0 to {self.vocabulary - 1}; ids are those of /tokenize",
+                "input",
+            )
+        return Prepared(np.array(one.ids, np.int32), len(one.ids))
+
+    def _image(self, one: ImageInput, place: int) -> Prepared:
+        if not (isinstance(self.encoder, StudentEncoder) and self.encoder.sees):
+            raise bad_request(f"input {place} is an image, and this model takes texts alone", "input")
+        try:
+            pixels_3SS = self.encoder.pixels(one.data)
+        except BadImage as error:
+            raise bad_request(f"input {place}: {error}", "input", f"image_{error.reason}") from error
+        ids = self._of_this_thread("image", self.encoder.image_tokenizing())([one.text])[0]
+        return Prepared(np.array(ids, np.int32), len(ids), pixels_3SS)
+
+    def _with_prompt(self, name: str | None) -> Tokenizing:
+        try:
+            prompt = prompt_text(self.encoder.prompts, name)
+        except ConfigError as error:
+            raise bad_request(str(error), "prompt_name") from error
+        return dataclasses.replace(self._of_this_thread("text", self.tokenizing), prompt=prompt)
+
+    def _of_this_thread(self, kind: str, tokenizing: Tokenizing) -> Tokenizing:
+        if not hasattr(self._own, kind):
+            own = dataclasses.replace(tokenizing, tokenizer=copy.deepcopy(tokenizing.tokenizer))
+            setattr(self._own, kind, own)
+        found: Tokenizing = getattr(self._own, kind)
+        return found
+
+    async def tokens(
+        self, texts: Sequence[str], prompt_name: str | None, special: bool
+    ) -> list[list[dict[str, object]]]:
+        """For each text behind the prompt its tokens: id, text, special, start and stop (characters)."""
+        self._with_prompt(prompt_name)  # an unknown one is refused here
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._threads, self._told, texts, prompt_name, special)
+
+    def _told(self, texts: Sequence[str], prompt_name: str | None, special: bool) -> list[list[dict[str, object]]]:
+        tokenizing = self._with_prompt(prompt_name)
+        prompted = [tokenizing.prompt + text for text in texts]
+        found = tokenizing.tokenizer(
+            prompted,
+            add_special_tokens=special,
+            return_offsets_mapping=True,
+            return_special_tokens_mask=True,
+            truncation=False,
+            verbose=False,
+        )
+        rows = zip(prompted, found["input_ids"], found["offset_mapping"], found["special_tokens_mask"], strict=True)
+        return [
+            [
+                {
+                    "id": token,
+                    "text": tokenizing.tokenizer.convert_ids_to_tokens(token) if mask else text[start:stop],
+                    "special": bool(mask),
+                    "start": start,
+                    "stop": stop,
+                }
+                for token, (start, stop), mask in zip(ids, offsets, masks, strict=True)
+            ]
+            for text, ids, offsets, masks in rows
+        ]
+
+    def close(self) -> None:
+        """End the threads."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+
+def cut_text(tokenizing: Tokenizing, one: TextInput, length: int, place: int) -> list[int]:
+    """The ids of a text that is too long, as many as `tokenizing` allows, or a refusal."""
+    if one.cut is None:
+        raise too_long(length, tokenizing.max_length, place)
+    text = tail(tokenizing, one.text) if one.cut == "start" else one.text
+    return tokenizing([text])[0]
+
+
+def tail(tokenizing: Tokenizing, text: str) -> str:
+    """The end of a text which, behind the prompt, is as long as is allowed."""
+    room = tokenizing.max_length - len(tokenizing([""])[0])
+    offsets = tokenizing.tokenizer(
+        text, add_special_tokens=False, return_offsets_mapping=True, truncation=False, verbose=False
+    )["offset_mapping"]
+    return text[offsets[-room][0] :] if 0 < room < len(offsets) else text
+
+
+def too_long(length: int, room: int, place: int) -> Refusal:
+    return too_large(
+        f"input {place} has {length} tokens and {room} are allowed; shorten it, or ask for it to be cut",
+        "input",
+        "context_length_exceeded",
+    )
