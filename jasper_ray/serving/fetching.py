@@ -63,9 +63,11 @@ async def fetched(url: str, most: int, resolver: AbstractResolver | None = None)
     connector = aiohttp.TCPConnector(resolver=resolver or PublicResolver(), use_dns_cache=False)
     timeout = aiohttp.ClientTimeout(total=TIMEOUT_S)
     try:
-        async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
-            async with session.get(url, allow_redirects=False) as answer:
-                return await body_of(answer, most)
+        async with (
+            aiohttp.ClientSession(connector=connector, timeout=timeout) as session,
+            session.get(url, allow_redirects=False) as answer,
+        ):
+            return await body_of(answer, most)
     except (aiohttp.ClientError, asyncio.TimeoutError, OSError, ValueError) as error:
         raise refused(f"could not be fetched ({type(error).__name__})") from error
 

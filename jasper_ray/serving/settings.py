@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Literal
 
 from pydantic import Field, model_validator
 
@@ -52,7 +52,7 @@ class Copies(Settings):
     """How long the load asks for fewer before there are fewer."""
 
     @model_validator(mode="after")
-    def _in_order(self) -> Self:
+    def _in_order(self) -> Copies:
         if self.min > self.max:
             raise ValueError(f"min is {self.min} and max is {self.max}; raise max or lower min")
         return self
@@ -95,7 +95,7 @@ class ServeSettings(Settings):
     copies: Copies = Copies()
 
     @model_validator(mode="after")
-    def _guarded(self) -> Self:
+    def _guarded(self) -> ServeSettings:
         if not (self.keys_file or self.keys or self.open):
             raise ValueError(
                 "no API key was given: name a keys_file, set JASPER_RAY_API_KEYS, or say open: true for a server "
