@@ -61,6 +61,8 @@ class Engine:
         self._arrived = threading.Condition()
         self._closed = False
         self._forsaken = False
+        self._busy_s = 0.0
+        self._asked = (time.perf_counter(), 0.0)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = threading.Thread(target=self.run, name="model", daemon=True)
 
@@ -75,6 +77,12 @@ class Engine:
             self._closed = True
             self._arrived.notify()
         self._thread.join(timeout=5)
+
+    def busy_share(self) -> float:
+        """The share of the time since this was last asked in which the model worked."""
+        now, busy_s = time.perf_counter(), self._busy_s
+        (before, busy_before), self._asked = self._asked, (now, busy_s)
+        return (busy_s - busy_before) / max(now - before, 1e-3)
 
     def check(self) -> None:
         """Refuse at once what could not be answered, before any of it is read.
@@ -210,6 +218,7 @@ class Engine:
     def _answer(self, batch: Sequence[Row], outcomes: Sequence[Outcome], computed: int, seconds: float) -> None:
         tokens = sum(row.input.tokens for row in batch)
         with self._arrived:
+            self._busy_s += seconds
             self.queue.waiting -= tokens
             if computed:
                 self.queue.drained(tokens, seconds)

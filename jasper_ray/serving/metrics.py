@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
 from prometheus_client.core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
@@ -18,6 +18,7 @@ class Metrics:
     """The counters of one replica."""
 
     def __init__(self) -> None:
+        disable_created_metrics()  # a second sample for every counter, of no use here
         self.registry = own = CollectorRegistry()
         self.requests = Counter("jasper_ray_requests", "Requests answered", ["route", "status", "key"], registry=own)
         self.tokens = Counter("jasper_ray_tokens", "Tokens embedded for a key", ["key"], registry=own)

@@ -1,0 +1,81 @@
+"""The words of `jobs/serve.py` as settings, and a new key for whoever asks."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import ValidationError
+
+from jasper_ray.config import ConfigError, first_fault
+from jasper_ray.serving.keys import Key, digest_of, keys_in, new_key
+from jasper_ray.serving.settings import LOOPBACK, ServeSettings
+
+ENVIRONMENT = "JASPER_RAY_API_KEYS"
+
+
+def settings_of(
+    *,
+    model: str | None,
+    host: str,
+    open: bool,  # the option is called so
+    replicas: str,
+    cpus: float | None,
+    gpus: float | None,
+    environment: Mapping[str, str],
+    **others: Any,
+) -> ServeSettings:
+    """`ServeSettings` from the options of `jobs/serve.py`: without a key a server answers this machine alone.
+
+    Raises:
+        ConfigError: an option's value is wrong, or the address is open and no key was given.
+    """
+    if model is None:
+        raise ConfigError("--model is missing; give a student folder, such as runs/quickstart/student")
+    keys = keys_in(environment.get(ENVIRONMENT, ""))
+    guarded = bool(keys or others.get("keys_file"))
+    if not (guarded or open or host in LOOPBACK):
+        raise ConfigError(
+            f"--host {host} lets others in, and no API key was given; name a file of --keys, set {ENVIRONMENT}, "
+            "or say --open"
+        )
+    plain = {name: value for name, value in others.items() if name in ServeSettings.model_fields and value is not None}
+    values = {
+        **plain,
+        "model": model,
+        "keys": keys,
+        "open": open or not guarded,
+        "copies": copies_of(replicas, cpus, gpus),
+    }
+    try:
+        return ServeSettings.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(f"{first_fault(error, values, ServeSettings)}; see --help") from error
+
+
+def copies_of(replicas: str, cpus: float | None, gpus: float | None) -> dict[str, float]:
+    """Replicas as far as they were asked for; those at least there share the processors."""
+    least, _, most = replicas.partition(":")
+    if not (least.isdigit() and (most or least).isdigit()):
+        raise ConfigError(f"--replicas {replicas} is not a number of copies; expected one such as 2 or 1:4")
+    found = {"min": int(least), "max": int(most or least)}
+    share = max(1, (os.cpu_count() or 1) // max(found["max"], 1))
+    return {**found, "cpus": share if cpus is None else cpus, "gpus": gpus or 0.0}
+
+
+def tell_new_key(name: str) -> None:
+    """Make a key: its entry for a file goes to standard output, the key itself, this once, to the terminal.
+
+    Raises:
+        ConfigError: the name is none.
+    """
+    secret = new_key()
+    values = {"name": name, "sha256": digest_of(secret)}
+    try:
+        Key.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(f"--new-key {name!r}: expected letters, digits, dots and dashes") from error
+    print(f"the key of {name}, which is shown this once: {secret}", file=sys.stderr)
+    print(f"  - name: {name}\n    sha256: {values['sha256']}")

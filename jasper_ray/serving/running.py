@@ -1,0 +1,95 @@
+"""A server in a Ray of its own, or in the one that runs, until it is told to stop."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import threading
+
+import ray
+from ray import serve
+
+from jasper_ray.config import ConfigError, for_the_user
+from jasper_ray.serving.deployment import build_app, check_room
+from jasper_ray.serving.flags import set_flags
+from jasper_ray.serving.settings import ServeSettings
+
+logger = logging.getLogger(__name__)
+
+APP = "jasper_ray"
+
+
+def run_server(settings: ServeSettings, host: str, port: int) -> None:
+    """Serve until SIGINT or SIGTERM, then let what is being answered be answered.
+
+    Raises:
+        ConfigError: the address is taken, the cluster too small, or the model does not load.
+    """
+    check_free(host, port)
+    stopping = threading.Event()
+    for name in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(name, lambda *_: stopping.set())
+    join_ray(settings)
+    try:
+        check_room(settings)
+        start(settings, host, port)
+        logger.info("%s answers at %s; try it in a browser there", settings.served_name, shown(host, port))
+        stopping.wait()
+        logger.info("stopping")
+    finally:
+        serve.shutdown()
+        ray.shutdown()
+
+
+def join_ray(settings: ServeSettings) -> None:
+    """The Ray that RAY_ADDRESS names, or one for this process alone."""
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    address = os.environ.get("RAY_ADDRESS")
+    if address:
+        logger.info("joining Ray at %s", address)
+        ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
+        return
+    logger.info("starting a local Ray")
+    set_flags()
+    copies = settings.copies
+    cpus = max(os.cpu_count() or 1, round(copies.max * copies.cpus + 1))
+    ray.init("local", num_cpus=cpus, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+
+
+def start(settings: ServeSettings, host: str, port: int) -> None:
+    """Bring the application up, and wait until it answers."""
+    logging.getLogger("ray.serve").setLevel(logging.ERROR)
+    serve.start(http_options={"host": host, "port": port}, logging_config={"enable_access_log": False})
+    try:
+        serve.run(build_app(settings), name=APP, route_prefix="/")
+    except Exception as error:
+        told = for_the_user(error) or why_not(APP)
+        raise ConfigError(told) from error
+
+
+def why_not(app: str) -> str:
+    """The last line of what Serve says of an application that did not start."""
+    found = serve.status().applications.get(app)
+    messages = [one.message for one in found.deployments.values() if one.message] if found else []
+    lines = [line.strip() for message in messages for line in message.splitlines() if line.strip()]
+    faults = [line for line in lines if "ConfigError" in line]
+    return (faults or lines or ["the server did not start"])[-1].rpartition("ConfigError: ")[2]
+
+
+def check_free(host: str, port: int) -> None:
+    """Refuse an address that is taken, or is none of this machine's."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        with socket.socket(family) as trial:
+            trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            trial.bind((host, port))
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise ConfigError(f"cannot listen on {host}:{port} ({reason}); choose another --port or --host") from error
+
+
+def shown(host: str, port: int) -> str:
+    """The address as a browser takes it."""
+    return f"http://[{host}]:{port}/" if ":" in host else f"http://{host}:{port}/"

@@ -1,0 +1,171 @@
+"""The server on Ray: replicas that die, are replaced, updated and added under load, without a failed request."""
+
+from __future__ import annotations
+
+import collections
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openai
+import psutil
+import pytest
+import ray
+from ray import serve
+
+from jasper_ray import load_student
+from jasper_ray.serving.deployment import build_app
+from jasper_ray.serving.flags import free_ports
+from jasper_ray.serving.running import APP, join_ray, start
+from jasper_ray.serving.settings import ServeSettings
+from tests.small_student import small_student
+
+pytestmark = pytest.mark.slow
+
+TEXTS = [f"a sentence about number {number}, and another word" for number in range(16)]
+
+
+def settings_for(model: Path, **copies: Any) -> ServeSettings:
+    copies = {"min": 2, "max": 2, "cpus": 0.5, **copies}
+    values = {"model": str(model), "name": "small", "open": True, "precision": "float32", "threads": 1}
+    return ServeSettings.model_validate({**values, "copies": copies})
+
+
+@pytest.fixture(scope="module")
+def student(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return small_student(tmp_path_factory.mktemp("first") / "student", seed=1)
+
+
+@pytest.fixture(scope="module")
+def another(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return small_student(tmp_path_factory.mktemp("second") / "student", seed=2)
+
+
+@pytest.fixture(scope="module")
+def address(student: Path) -> Iterator[str]:
+    """A server of two replicas."""
+    (port,) = free_ports(1)
+    settings = settings_for(student)
+    join_ray(settings)
+    try:
+        start(settings, "127.0.0.1", port)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        serve.shutdown()
+        ray.shutdown()
+
+
+class Asked(collections.Counter[str]):
+    """What clients that ask without pause were told: answers by model, and failures."""
+
+    vectors: dict[str, np.ndarray]
+
+
+@contextmanager
+def asking(address: str, clients: int = 4) -> Iterator[Asked]:
+    """Clients that retry as OpenAI's does of its own accord, as long as the block lasts."""
+    asked, stop, lock = Asked(), threading.Event(), threading.Lock()
+    asked.vectors = {}
+
+    def ask(number: int) -> None:
+        client = openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=5, timeout=60)
+        while not stop.is_set():
+            try:
+                answer = client.embeddings.with_raw_response.create(model="small", input=TEXTS)
+                told = answer.headers["x-jasper-model"]
+                vectors = np.array([one.embedding for one in answer.parse().data])
+                with lock:
+                    asked[told] += 1
+                    seen = asked.vectors.setdefault(told, vectors)
+                assert np.abs(seen - vectors).max() < 1e-5
+            except Exception as error:
+                with lock:
+                    asked[f"failed: {type(error).__name__} {error}"[:200]] += 1
+
+    threads = [threading.Thread(target=ask, args=(number,), daemon=True) for number in range(clients)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield asked
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join(timeout=60)
+
+
+def failures(asked: Asked) -> list[str]:
+    return [name for name in asked if name.startswith("failed")]
+
+
+def replicas() -> dict[str, psutil.Process]:
+    """The processes of the server's replicas, by their ids."""
+    found = serve.status().applications[APP].deployments["Server"]
+    assert found
+    processes = {}
+    for process in psutil.Process().children(recursive=True):
+        try:
+            if process.cmdline()[:1] == [f"ray::ServeReplica:{APP}:Server"]:
+                processes[str(process.pid)] = process
+        except psutil.Error:
+            continue
+    return processes
+
+
+def wait_for(what: Callable[[], bool], seconds: float) -> float:
+    """Seconds until it holds."""
+    began = time.monotonic()
+    while not what():
+        assert time.monotonic() - began < seconds, "waited too long"
+        time.sleep(0.2)
+    return time.monotonic() - began
+
+
+def running() -> int:
+    states = serve.status().applications[APP].deployments["Server"].replica_states
+    return int(states.get("RUNNING", 0))
+
+
+def test_a_killed_replica_is_replaced_and_no_client_sees_it(address: str, student: Path) -> None:
+    with asking(address) as asked:
+        wait_for(lambda: asked.total() > 10, 60)
+        victim = next(iter(replicas().values()))
+        victim.kill()
+        wait_for(lambda: running() < 2, 60)
+        wait_for(lambda: running() == 2, 60)
+        before = asked.total()
+        wait_for(lambda: asked.total() > before + 10, 60)
+    assert failures(asked) == []
+    expected = load_student(student).encode(TEXTS)
+    for vectors in asked.vectors.values():
+        assert np.abs(vectors - expected).max() < 1e-4
+
+
+def test_a_rolling_update_fails_no_request_and_mixes_no_models(address: str, student: Path, another: Path) -> None:
+    with asking(address) as asked:
+        wait_for(lambda: asked.total() > 10, 60)
+        serve.run(build_app(settings_for(another)), name=APP, route_prefix="/")
+        before = len(asked)
+        assert before
+        wait_for(lambda: len(asked) > 1, 60)
+        wait_for(lambda: len(replicas()) == 2, 90)
+    assert failures(asked) == []
+    assert len(asked) == 2  # the identity of each student, and each answer wholly of one (`asking` compares)
+    expected = [load_student(path).encode(TEXTS) for path in (student, another)]
+    for vectors in asked.vectors.values():
+        assert min(np.abs(vectors - one).max() for one in expected) < 1e-4
+
+
+def test_load_brings_a_second_replica_and_idleness_takes_it_away(address: str, student: Path) -> None:
+    quick = {"min": 1, "max": 2, "upscale_delay_s": 1.0, "downscale_delay_s": 2.0}
+    serve.run(build_app(settings_for(student, **quick)), name=APP, route_prefix="/")
+    wait_for(lambda: running() == 1, 90)
+    with asking(address, clients=8) as asked:
+        wait_for(lambda: running() == 2, 90)
+        before = asked.total()
+        wait_for(lambda: asked.total() > before + 20, 60)
+    wait_for(lambda: running() == 1, 90)
+    assert failures(asked) == []
