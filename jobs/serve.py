@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 
 from jasper_ray import command
 
@@ -65,13 +66,13 @@ def add_copies(parser: argparse.ArgumentParser) -> None:
 
 def main() -> None:
     options = arguments()
+    from jasper_ray.serving.request import key_made, settings_of  # torch takes seconds: not for --help
+
     if options.new_key:
-        from jasper_ray.serving.request import tell_new_key
-
-        tell_new_key(options.new_key)
+        secret, entry = key_made(options.new_key)
+        print(f"the key of {options.new_key}, which is shown this once: {secret}", file=sys.stderr)
+        print(entry)
         return
-    from jasper_ray.serving.request import settings_of  # torch takes seconds: not for --help
-
     settings = settings_of(**vars(options), environment=os.environ)
     from jasper_ray.serving.running import run_server
 

@@ -16,13 +16,13 @@ import psutil
 import pytest
 import ray
 from ray import serve
+from small_student import small_student
 
 from jasper_ray import load_student
 from jasper_ray.serving.deployment import build_app
 from jasper_ray.serving.flags import free_ports
 from jasper_ray.serving.running import APP, join_ray, start
 from jasper_ray.serving.settings import ServeSettings
-from tests.small_student import small_student
 
 pytestmark = pytest.mark.slow
 

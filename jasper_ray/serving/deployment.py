@@ -60,7 +60,9 @@ class RemoteBook:
 class Server:
     """A replica: the model, and the surfaces over it."""
 
-    async def __init__(self, settings: dict[str, Any], shared: DeploymentHandle | None) -> None:
+    async def __init__(  # type: ignore[misc]  # Serve awaits it
+        self, settings: dict[str, Any], shared: DeploymentHandle | None
+    ) -> None:
         logging.getLogger("jasper_ray").setLevel(logging.INFO)
         replica = serve.get_replica_context().replica_id.unique_id
         book: Book = RemoteBook(shared) if shared else Ledger()

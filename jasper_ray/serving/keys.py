@@ -111,7 +111,7 @@ def read_keys(file: Path) -> tuple[Key, ...]:
         raise ConfigError(
             f"the keys in {str(file)!r} cannot be read ({type(error).__name__}); mend the file"
         ) from error
-    value = value if isinstance(value, dict) else {}
+    value = {"keys": value or []}
     try:
         return KeyFile.model_validate(value).keys
     except ValidationError as error:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -65,8 +64,8 @@ def copies_of(replicas: str, cpus: float | None, gpus: float | None) -> dict[str
     return {**found, "cpus": share if cpus is None else cpus, "gpus": gpus or 0.0}
 
 
-def tell_new_key(name: str) -> None:
-    """Make a key: its entry for a file goes to standard output, the key itself, this once, to the terminal.
+def key_made(name: str) -> tuple[str, str]:
+    """A new key, and its entry for a file of keys.
 
     Raises:
         ConfigError: the name is none.
@@ -77,5 +76,4 @@ def tell_new_key(name: str) -> None:
         Key.model_validate(values)
     except ValidationError as error:
         raise ConfigError(f"--new-key {name!r}: expected letters, digits, dots and dashes") from error
-    print(f"the key of {name}, which is shown this once: {secret}", file=sys.stderr)
-    print(f"  - name: {name}\n    sha256: {values['sha256']}")
+    return secret, f"- name: {name}\n  sha256: {values['sha256']}"

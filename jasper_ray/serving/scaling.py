@@ -14,7 +14,7 @@ FULL = 0.8
 
 
 class QueuedWork:
-    """Replicas by queued tokens, as seconds at the rate at which they drain: a long request counts for what it costs."""
+    """Replicas by queued tokens, told as the seconds in which they drain: a long request counts for what it costs."""
 
     def __init__(self, target_s: float) -> None:
         self.target_s = target_s
