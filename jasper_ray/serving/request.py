@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
@@ -40,10 +41,13 @@ def settings_of(
             f"--host {host} lets others in, and no API key was given; name a file of --keys, set {ENVIRONMENT}, "
             "or say --open"
         )
+    for name in ("keys_file", "ranges"):
+        if others.get(name):
+            others[name] = whole_path(others[name])
     plain = {name: value for name, value in others.items() if name in ServeSettings.model_fields and value is not None}
     values = {
         **plain,
-        "model": model,
+        "model": whole_path(model),
         "keys": keys,
         "open": open or not guarded,
         "copies": copies_of(replicas, cpus, gpus),
@@ -52,6 +56,11 @@ def settings_of(
         return ServeSettings.model_validate(values)
     except ValidationError as error:
         raise ConfigError(f"{first_fault(error, values, ServeSettings)}; see --help") from error
+
+
+def whole_path(name: str) -> str:
+    """A local path as replicas need it, which work in folders of their own; another name as it is."""
+    return str(Path(name).absolute()) if Path(name).exists() else name
 
 
 def copies_of(replicas: str, cpus: float | None, gpus: float | None) -> dict[str, float]:
