@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import re
 import secrets
 import time
 from collections.abc import Mapping
 from pathlib import Path
 
 import yaml
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 
 from jasper_ray.config import ConfigError, Settings, first_fault
 from jasper_ray.serving.errors import Refusal
@@ -27,15 +28,25 @@ LOOK_S = 1.0
 """Seconds after which the file is looked at again."""
 
 
+DIGEST = re.compile(r"[0-9a-f]{64}")
+
+
 class Key(Settings):
     """A key, by its hash."""
 
     name: str = Field(min_length=1, max_length=64, pattern=r"^[\w.@-]+$")
     """What logs and metrics call it."""
-    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    sha256: str
     """SHA-256 of the key, in hex."""
     tokens_per_minute: int | None = Field(None, ge=1)
     """Tokens it may have embedded in a minute, by all replicas together."""
+
+    @field_validator("sha256")
+    @classmethod
+    def _hashed(cls, value: str) -> str:
+        if not DIGEST.fullmatch(value):  # maybe the key itself: it must not come to a log by way of an error
+            raise ValueError("expected the SHA-256 of the key, 64 hex digits in lower case, and never the key itself")
+        return value
 
 
 class KeyFile(Settings):
@@ -53,7 +64,7 @@ class Keys:
 
     def __init__(self, file: str | None, given: Mapping[str, str], open_: bool) -> None:
         self.file = Path(file) if file else None
-        self.given = {digest: Key(name=name, sha256=digest) for name, digest in given.items()}
+        self.given = {key.sha256: key for key in given_keys(given)}
         self.open = open_
         self._looked = 0.0
         self._stamp: tuple[int, int] | None = None
@@ -115,7 +126,20 @@ def read_keys(file: Path) -> tuple[Key, ...]:
     try:
         return KeyFile.model_validate(value).keys
     except ValidationError as error:
-        raise ConfigError(f"{str(file)!r}: {first_fault(error, value, KeyFile)}") from error
+        raise ConfigError(f"{str(file)!r}: {first_fault(error, value, KeyFile)}") from None
+
+
+def given_keys(given: Mapping[str, str]) -> tuple[Key, ...]:
+    """The keys that settings name.
+
+    Raises:
+        ConfigError: a name or a hash is none.
+    """
+    value = {"keys": [{"name": name, "sha256": digest} for name, digest in given.items()]}
+    try:
+        return KeyFile.model_validate(value).keys
+    except ValidationError as error:
+        raise ConfigError(f"keys in the settings: {first_fault(error, value, KeyFile)}") from None
 
 
 def digest_of(key: str) -> str:
