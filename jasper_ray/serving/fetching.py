@@ -36,13 +36,14 @@ class PublicResolver(AbstractResolver):
 
 
 def is_public(address: str) -> bool:
-    """Whether anyone may reach it: no loopback, no private or link-local network, no metadata service."""
+    """Whether anyone may reach it: no loopback, no private or link-local network, no metadata service, and no IPv6
+    address that a gateway would turn into one of these."""
     try:
         found = ipaddress.ip_address(address.partition("%")[0])
     except ValueError:
         return False
-    inner = getattr(found, "ipv4_mapped", None) or found
-    return inner.is_global and not inner.is_multicast
+    inner = getattr(found, "ipv4_mapped", None) or getattr(found, "sixtofour", None) or found
+    return inner.is_global and not inner.is_multicast and not inner.is_reserved
 
 
 async def fetched(url: str, most: int, resolver: AbstractResolver | None = None) -> bytes:
