@@ -44,7 +44,7 @@ PAGE_HEADERS = {
 def build_gateway(service: Service) -> ASGIApp:
     """The application that answers every surface."""
     bodies = Bodies(service)
-    routes = [Route(one.path, answering(service, one, bodies), methods=[one.method]) for one in ENDPOINTS]
+    routes = [route(service, one, bodies) for one in ENDPOINTS]
     page = resources.files("jasper_ray.serving").joinpath("page.html").read_text(encoding="utf-8")
     schema = orjson.dumps(document(ENDPOINTS, service.name))
 
@@ -64,8 +64,14 @@ def build_gateway(service: Service) -> ASGIApp:
         Route("/openapi.json", show_schema),
         Route("/metrics", show_metrics),
     ]
-    handlers: dict[Any, Any] = {Refusal: refuse, 404: not_found, 405: wrong_method}
+    handlers: dict[Any, Any] = {Refusal: refuse, 404: not_found, 405: wrong_method, Exception: fail}
     return Front(Starlette(routes=routes, exception_handlers=handlers), service)
+
+
+def route(service: Service, endpoint: Endpoint, bodies: Bodies) -> Route:
+    """The endpoint at its path; what stands for braces may hold slashes, as names of models do."""
+    path = endpoint.path.replace("}", ":path}")
+    return Route(path, answering(service, endpoint, bodies), methods=[endpoint.method])
 
 
 def answering(service: Service, endpoint: Endpoint, bodies: Bodies) -> Callable[[Request], Awaitable[Response]]:
@@ -193,6 +199,11 @@ async def wrong_method(request: Request, error: Exception) -> Response:
     return told
 
 
+async def fail(request: Request, error: Exception) -> Response:
+    """Our own fault; `Front` logs where it lies."""
+    return refusal_response(Refusal(500, "internal_error", "the server failed; its log says more"))
+
+
 def refusal_response(refusal: Refusal) -> Response:
     return Response(orjson.dumps(refusal.body), refusal.status, headers=refusal.headers, media_type="application/json")
 
@@ -231,13 +242,8 @@ class Front:
             await self.app(scope, receive, tell)
         except ClientDisconnect:
             status = 499
-        except Exception as error:
-            if status:
-                raise
+        except Exception as error:  # answered already; a server's own log would show what the request said
             self.report(error, request_id)
-            await refusal_response(Refusal(500, "internal_error", "the server failed; its log says more"))(
-                scope, receive, tell
-            )
         finally:
             self.note(scope, state, status or 499, request_id, time.perf_counter() - began)
 
@@ -255,7 +261,8 @@ class Front:
         route = path if path in self.paths else ("/v1/models/{name}" if path.startswith("/v1/models/") else "other")
         key = state.get("key", "-")
         self.service.metrics.requests.labels(route, str(status), key).inc()
-        self.service.metrics.phase("total", seconds)
+        if state.get("tokens"):  # what embeds nothing would hide how long embedding takes
+            self.service.metrics.phase("total", seconds)
         if access.isEnabledFor(logging.INFO):
             line = {
                 "id": request_id,
