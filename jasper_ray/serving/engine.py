@@ -60,6 +60,8 @@ class Engine:
         """Why the model answers no more."""
         self._arrived = threading.Condition()
         self._closed = False
+        self._plenty = False
+        """Whether more waited than went into the batch that is being embedded."""
         self._forsaken = False
         self._busy_s = 0.0
         self._asked = (time.perf_counter(), 0.0)
@@ -72,7 +74,7 @@ class Engine:
         self._thread.start()
 
     def close(self) -> None:
-        """Refuse what waits, and end the thread."""
+        """Take no more, and end the thread once what waits is embedded."""
         with self._arrived:
             self._closed = True
             self._arrived.notify()
@@ -161,6 +163,7 @@ class Engine:
                 self._forsaken = False
                 self.queue.waiting -= self.queue.drop_abandoned()
             batch = self.queue.take(self.budget.tokens, self.budget.max_rows)
+            self._plenty = bool(self.queue.rows)
             now = time.perf_counter()
             for row in batch:
                 row.work.began_s = row.work.began_s or now
@@ -175,8 +178,6 @@ class Engine:
             return [unavailable(self.dead or "")] * len(batch), 0
         try:
             return self._vectors(batch)
-        except ConfigError as error:  # it does not fit into memory alone
-            return [too_large(str(error), "input", "out_of_memory")] * len(batch), 0
         except Exception as error:
             if len(batch) == 1:
                 return [self._blame(error)], 0
@@ -206,6 +207,8 @@ class Engine:
 
     def _blame(self, error: Exception) -> Refusal:
         """Whether one input is to blame, or the model is dead: then it cannot embed a plain token either."""
+        if isinstance(error, ConfigError):  # it does not fit into memory, even alone
+            return too_large(str(error), "input", "out_of_memory")
         logger.error("an input failed in the model: %s", type(error).__name__)
         try:
             self.encoder.encode_tokens([np.zeros(1, np.int32)], self.encoder.dims[:1])
@@ -220,7 +223,7 @@ class Engine:
         with self._arrived:
             self._busy_s += seconds
             self.queue.waiting -= tokens
-            if computed:
+            if computed and self._plenty:  # a batch of all there was tells how little was asked, not what the model can
                 self.queue.drained(tokens, seconds)
         assert self._loop
         self._tell(deliver, batch, outcomes, seconds)

@@ -85,7 +85,7 @@ class TokenQueue:
             raise overloaded(max(excess / self.rate, 0.05))
 
     def drained(self, tokens: int, seconds: float) -> None:
-        """Learn from a batch how fast the model is."""
+        """Learn from a batch how fast the model is when it has plenty to do."""
         self.rate = FADING * self.rate + (1 - FADING) * tokens / max(seconds, 1e-6)
 
     def drop_abandoned(self) -> int:
