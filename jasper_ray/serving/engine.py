@@ -14,7 +14,7 @@ import numpy as np
 from jasper_ray.config import ConfigError
 from jasper_ray.encoders import StudentEncoder, TokenEncoder
 from jasper_ray.encoders.budget import TokenBudget
-from jasper_ray.serving.errors import Refusal, bad_request, too_large, unavailable
+from jasper_ray.serving.errors import Refusal, bad_request, check_size, too_large, unavailable
 from jasper_ray.serving.inputs import Prepared
 from jasper_ray.serving.queue import Row, TokenQueue, Work
 
@@ -105,14 +105,6 @@ class Engine:
         self.check()
         return Admission(self, tokens)
 
-    def check_size(self, tokens: int) -> None:
-        """Refuse a request that is larger than any may be."""
-        if tokens > self.request_tokens:
-            raise too_large(
-                f"the request has at least {tokens} tokens and {self.request_tokens} are allowed; send it in parts",
-                "input",
-            )
-
     async def embed(self, inputs: Sequence[Prepared], heads: Sequence[int], admission: Admission) -> Work:
         """The work when it is done: its `rows` are vectors by head, in the order of `inputs`.
 
@@ -120,7 +112,7 @@ class Engine:
             Refusal: an input fails, or the model is dead.
         """
         assert self._loop
-        self.check_size(sum(one.tokens for one in inputs))
+        check_size(sum(one.tokens for one in inputs), self.request_tokens)
         work = Work(tuple(heads), self._loop.create_future(), [None] * len(inputs), len(inputs))
         with self._arrived:
             if self.dead or self._closed:

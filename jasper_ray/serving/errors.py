@@ -60,6 +60,12 @@ def too_large(message: str, param: str | None = None, code: str = "request_too_l
     return Refusal(413, code, message, param)
 
 
+def check_size(tokens: int, limit: int) -> None:
+    """Refuse a request that is larger than any may be."""
+    if tokens > limit:
+        raise too_large(f"the request has at least {tokens} tokens and {limit} are allowed; send it in parts", "input")
+
+
 def overloaded(retry_after_s: float) -> Refusal:
     """429: too much waits already."""
     return Refusal(

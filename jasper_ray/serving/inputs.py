@@ -31,10 +31,10 @@ class TokenInput:
 
 @dataclass(frozen=True)
 class ImageInput:
-    """The bytes of an image's file, and a text after it."""
+    """The bytes of an image's file, and the text after it, if any: behind its prompt, as `encode` takes them."""
 
     data: bytes
-    text: str = ""
+    after: TextInput = TextInput("")
 
 
 Input = TextInput | TokenInput | ImageInput

@@ -6,7 +6,7 @@ import asyncio
 import copy
 import dataclasses
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -16,7 +16,7 @@ from jasper_ray.encoders import StudentEncoder, TokenEncoder
 from jasper_ray.encoders.base import prompt_text
 from jasper_ray.images import BadImage
 from jasper_ray.models.tokenizing import Tokenizing
-from jasper_ray.serving.errors import Refusal, bad_request, too_large
+from jasper_ray.serving.errors import Refusal, bad_request, check_size, too_large
 from jasper_ray.serving.inputs import ImageInput, Input, Prepared, TextInput, TokenInput
 from jasper_ray.serving.settings import Limits
 
@@ -71,22 +71,27 @@ class Preparer:
         return [ready for ready in found if ready is not None]
 
     def _texts(self, texts: Sequence[TextInput], places: Sequence[int], name: str | None) -> list[Prepared]:
-        tokenizing = self._with_prompt(name)
+        rows = self._ids(self._with_prompt(name), texts, places)
+        return [Prepared(np.array(ids, np.int32), len(ids), prompt_name=name) for ids in rows]
+
+    def _ids(
+        self, tokenizing: Tokenizing, texts: Sequence[TextInput], places: Sequence[int]
+    ) -> Iterator[Sequence[int]]:
         for one, place in zip(texts, places, strict=True):
-            if len(one.text) > self.limits.text_chars:
-                raise too_large(
-                    f"input {place} has {len(one.text)} characters; at most {self.limits.text_chars} are read",
-                    "input",
-                    "text_too_long",
-                )
+            self._check_chars(one.text, place)
         rows = tokenizing([one.text for one in texts], truncate=False)
-        ready = []
         for one, ids, place in zip(texts, rows, places, strict=True):
             room = min(self.max_length, one.max_tokens or self.max_length)
-            if len(ids) > room:
-                ids = cut_text(dataclasses.replace(tokenizing, max_length=room), one, len(ids), place)
-            ready.append(Prepared(np.array(ids, np.int32), len(ids), prompt_name=name))
-        return ready
+            short = dataclasses.replace(tokenizing, max_length=room)
+            yield ids if len(ids) <= room else cut_text(short, one, len(ids), place)
+
+    def _check_chars(self, text: str, place: int) -> None:
+        if len(text) > self.limits.text_chars:
+            raise too_large(
+                f"input {place} has {len(text)} characters; at most {self.limits.text_chars} are read",
+                "input",
+                "text_too_long",
+            )
 
     def _tokens(self, one: TokenInput, place: int) -> Prepared:
         if len(one.ids) > self.max_length:
@@ -105,8 +110,17 @@ class Preparer:
             pixels_3SS = self.encoder.pixels(one.data)
         except BadImage as error:
             raise bad_request(f"input {place}: {error}", "input", f"image_{error.reason}") from error
-        ids = self._of_this_thread("image", self.encoder.image_tokenizing())([one.text])[0]
+        [ids] = self._ids(self._with_image(self.encoder.image_tokenizing(), one.after, place), [one.after], [place])
         return Prepared(np.array(ids, np.int32), len(ids), pixels_3SS)
+
+    def _with_image(self, image: Tokenizing, after: TextInput, place: int) -> Tokenizing:
+        tokenizing = self._of_this_thread("image", image)
+        alone = len(tokenizing([""])[0])
+        if after.max_tokens is not None and after.max_tokens < alone:
+            message = f"input {place} is an image, which takes {alone} tokens, and max_tokens is {after.max_tokens}"
+            raise bad_request(f"{message}; raise it, or leave it out", "max_tokens")
+        prompt = self._with_prompt(after.prompt_name).prompt if after.text else ""
+        return dataclasses.replace(tokenizing, prompt=tokenizing.prompt + prompt)
 
     def _with_prompt(self, name: str | None) -> Tokenizing:
         try:
@@ -125,12 +139,18 @@ class Preparer:
     async def tokens(
         self, texts: Sequence[str], prompt_name: str | None, special: bool
     ) -> list[list[dict[str, object]]]:
-        """For each text behind the prompt its tokens: id, text, special, start and stop (characters)."""
+        """For each text behind the prompt its tokens: id, text, special, start and stop (characters).
+
+        Raises:
+            Refusal: the prompt is unknown, or there are more characters or tokens than a request may have.
+        """
         self._with_prompt(prompt_name)  # an unknown one is refused here
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._threads, self._told, texts, prompt_name, special)
 
     def _told(self, texts: Sequence[str], prompt_name: str | None, special: bool) -> list[list[dict[str, object]]]:
+        for place, text in enumerate(texts):
+            self._check_chars(text, place)
         tokenizing = self._with_prompt(prompt_name)
         prompted = [tokenizing.prompt + text for text in texts]
         found = tokenizing.tokenizer(
@@ -141,6 +161,7 @@ class Preparer:
             truncation=False,
             verbose=False,
         )
+        check_size(sum(map(len, found["input_ids"])), self.limits.request_tokens)
         rows = zip(prompted, found["input_ids"], found["offset_mapping"], found["special_tokens_mask"], strict=True)
         return [
             [
@@ -165,17 +186,28 @@ def cut_text(tokenizing: Tokenizing, one: TextInput, length: int, place: int) ->
     """The ids of a text that is too long, as many as `tokenizing` allows, or a refusal."""
     if one.cut is None:
         raise too_long(length, tokenizing.max_length, place)
-    text = tail(tokenizing, one.text) if one.cut == "start" else one.text
-    return tokenizing([text])[0]
+    return without_start(tokenizing, one.text) if one.cut == "start" else tokenizing([one.text])[0]
 
 
-def tail(tokenizing: Tokenizing, text: str) -> str:
-    """The end of a text which, behind the prompt, is as long as is allowed."""
-    room = tokenizing.max_length - len(tokenizing([""])[0])
-    offsets = tokenizing.tokenizer(
-        text, add_special_tokens=False, return_offsets_mapping=True, truncation=False, verbose=False
-    )["offset_mapping"]
-    return text[offsets[-room][0] :] if 0 < room < len(offsets) else text
+def without_start(tokenizing: Tokenizing, text: str) -> list[int]:
+    """The ids of prompt and text without the text's first ones, as many as are too many.
+
+    Ids are left out, not characters: the rest of a word may have other ids, and more, where it stands alone.
+    """
+    found = tokenizing.tokenizer(
+        tokenizing.prompt + text,
+        return_offsets_mapping=True,
+        return_special_tokens_mask=True,
+        truncation=False,
+        verbose=False,
+    )
+    ids: list[int] = found["input_ids"]
+    marks = zip(found["offset_mapping"], found["special_tokens_mask"], strict=True)
+    own = [place for place, ((_, stop), mask) in enumerate(marks) if stop > len(tokenizing.prompt) and not mask]
+    excess = len(ids) - tokenizing.max_length
+    if excess >= len(own):  # the prompt alone fills the room
+        return tokenizing([text])[0]
+    return ids[: own[0]] + ids[own[0] + excess :]
 
 
 def too_long(length: int, room: int, place: int) -> Refusal:

@@ -12,8 +12,8 @@ import numpy as np
 
 from jasper_ray.encoders import TokenEncoder
 from jasper_ray.serving.engine import Engine
-from jasper_ray.serving.errors import Refusal, bad_request, over_limit, too_large
-from jasper_ray.serving.inputs import Input, TextInput, TokenInput
+from jasper_ray.serving.errors import Refusal, bad_request, check_size, over_limit, too_large
+from jasper_ray.serving.inputs import ImageInput, Input, TextInput, TokenInput
 from jasper_ray.serving.keys import Key, Keys
 from jasper_ray.serving.ledger import Book, charge
 from jasper_ray.serving.metrics import Metrics
@@ -88,7 +88,8 @@ class Service:
         head, dim = head_for(self.dims, dim, param)
         self.check_inputs(inputs)
         began = time.perf_counter()
-        with self.engine.admit(sum(guess(one, USUAL_CHARS) for one in inputs)) as admission:
+        longest = self.preparer.max_length
+        with self.engine.admit(sum(guess(one, USUAL_CHARS, longest) for one in inputs)) as admission:
             prepared = await self.preparer.prepare(inputs)
             tokens = sum(one.tokens for one in prepared)
             wait_s = await charge(self.book, caller, tokens)
@@ -107,16 +108,21 @@ class Service:
 
     def check_inputs(self, inputs: Sequence[Input]) -> None:
         """Refuse none, too many, empty ones, and more than can ever fit."""
-        if not inputs:
-            raise bad_request("there is nothing to embed; give at least one input", "input", "empty_input")
-        limit = self.settings.limits.inputs
-        if len(inputs) > limit:
-            message = f"{len(inputs)} inputs were sent and {limit} are allowed; send them in parts"
-            raise too_large(message, "input", "too_many_inputs")
+        self.check_count(len(inputs))
         for place, one in enumerate(inputs):
             if (isinstance(one, TextInput) and not one.text) or (isinstance(one, TokenInput) and not one.ids):
                 raise bad_request(f"input {place} is empty; leave it out", "input", "empty_input")
-        self.engine.check_size(sum(guess(one, MOST_CHARS) for one in inputs))
+        longest, limits = self.preparer.max_length, self.settings.limits
+        check_size(sum(guess(one, MOST_CHARS, longest) for one in inputs), limits.request_tokens)
+
+    def check_count(self, inputs: int) -> None:
+        """Refuse no inputs, and too many."""
+        if not inputs:
+            raise bad_request("there is nothing to embed; give at least one input", "input", "empty_input")
+        limit = self.settings.limits.inputs
+        if inputs > limit:
+            message = f"{inputs} inputs were sent and {limit} are allowed; send them in parts"
+            raise too_large(message, "input", "too_many_inputs")
 
     def _count(self, caller: Key, inputs: int, tokens: int, phases: Mapping[str, float]) -> None:
         self.metrics.tokens.labels(caller.name).inc(tokens)
@@ -133,8 +139,11 @@ class Service:
         return self.metrics.text()
 
 
-def guess(one: Input, chars: int) -> int:
-    """Tokens of an input, before anybody has counted them."""
-    if isinstance(one, TextInput):
-        return len(one.text) // chars + 1
-    return len(one.ids) if isinstance(one, TokenInput) else IMAGE_TOKENS
+def guess(one: Input, chars: int, longest: int) -> int:
+    """Tokens of an input, before anybody has counted them; a text that will be cut has at most `longest`."""
+    if isinstance(one, TokenInput):
+        return len(one.ids)
+    if isinstance(one, ImageInput):
+        return IMAGE_TOKENS + guess(one.after, chars, longest)
+    tokens = len(one.text) // chars + 1
+    return tokens if one.cut is None else min(tokens, longest)

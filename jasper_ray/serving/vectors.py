@@ -42,26 +42,29 @@ def typed(x_ND: np.ndarray, kind: VectorType, ranges: Mapping[int, np.ndarray]) 
     int8 and binary hold the numbers that embedding a corpus writes; uint8 and ubinary are the same plus 128.
 
     Raises:
-        Refusal: bits of a size that is no multiple of 8, or int8 without ranges for this size.
+        Refusal: see `check_type`.
     """
     dim = x_ND.shape[1]
+    check_type(dim, kind, ranges)
     if kind == "float":
         return x_ND
     if kind == "base64":
         return [base64.b64encode(row.astype("<f4").tobytes()).decode() for row in x_ND]
     if kind in ("binary", "ubinary"):
-        if dim % 8:
-            raise bad_request(
-                f"{dim} dimensions do not fill bytes with bits; ask for a multiple of 8", "embedding_types"
-            )
         return unsigned(quantise_binary(x_ND), kind)
-    if dim not in ranges:
+    return unsigned(quantise_int8(x_ND, ranges[dim]), kind)
+
+
+def check_type(dim: int, kind: VectorType, ranges: Mapping[int, np.ndarray]) -> None:
+    """Refuse bits of a size that is no multiple of 8, and int8 without ranges for this size."""
+    if kind in ("binary", "ubinary") and dim % 8:
+        raise bad_request(f"{dim} dimensions do not fill bytes with bits; ask for a multiple of 8", "embedding_types")
+    if kind in ("int8", "uint8") and dim not in ranges:
         raise bad_request(
             f"{kind} needs the ranges that an index was made with, and the server has none for {dim} dimensions; "
             "start it with the ranges of an output folder that has such a column",
             "embedding_types",
         )
-    return unsigned(quantise_int8(x_ND, ranges[dim]), kind)
 
 
 def unsigned(x_NW: np.ndarray, kind: VectorType) -> np.ndarray:

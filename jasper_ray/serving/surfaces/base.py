@@ -99,11 +99,11 @@ def read_inputs(
     return tuple(inputs)
 
 
-def read_text(text: str, service: Service, prompt_name: str | None, cut: Cut, max_tokens: int | None = None) -> Input:
+def read_text(text: str, service: Service, prompt_name: str | None, cut: Cut) -> Input:
     """A text, or the image that it writes out."""
     if text[: len(IMAGE)].lower() == IMAGE:
         return ImageInput(data_of(text))
-    return TextInput(text, service.prompt(prompt_name), cut, max_tokens)
+    return TextInput(text, service.prompt(prompt_name), cut)
 
 
 def read_ids(ids: Sequence[int], prompt_name: str | None) -> TokenInput:

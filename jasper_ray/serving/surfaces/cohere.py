@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from pydantic import Field
 
 from jasper_ray.serving.errors import bad_request
 from jasper_ray.serving.fetching import fetched
-from jasper_ray.serving.inputs import Cut, ImageInput, Input
+from jasper_ray.serving.inputs import Cut, ImageInput, Input, TextInput
 from jasper_ray.serving.keys import Key
 from jasper_ray.serving.service import Service
-from jasper_ray.serving.surfaces.base import IMAGE, Answer, Body, Endpoint, data_of, read_text
+from jasper_ray.serving.surfaces.base import IMAGE, Answer, Body, Endpoint, data_of
 from jasper_ray.serving.surfaces.openai import NUMBERS
-from jasper_ray.serving.vectors import VectorType, typed
+from jasper_ray.serving.vectors import VectorType, check_type, head_for, typed
 
 InputType = Literal["search_document", "search_query", "classification", "clustering", "image"]
 
@@ -80,9 +81,12 @@ class EmbedBody(Body):
 async def embed(service: Service, body: EmbedBody, caller: Key) -> Answer:
     """Vectors in every type that was asked for, from one pass through the model."""
     service.check_model(body.model)
+    kinds: Iterable[VectorType] = dict.fromkeys(body.embedding_types or ("float",))
+    _, dim = head_for(service.dims, body.output_dimension, "output_dimension")
+    for kind in kinds:  # before anything is fetched, embedded, or charged
+        check_type(dim, kind, service.ranges)
     inputs = await read(service, body)
     found = await service.embed(inputs, body.output_dimension, caller, "output_dimension")
-    kinds: Iterable[VectorType] = dict.fromkeys(body.embedding_types or ("float",))
     meta = {"api_version": {"version": "2"}, "billed_units": {"input_tokens": found.tokens}}
     content = {
         "id": str(uuid.uuid4()),
@@ -100,25 +104,28 @@ async def read(service: Service, body: EmbedBody) -> list[Input]:
     if len(given) != 1:
         found = " and ".join(given) or "none"
         raise bad_request(f"give one of texts, images and inputs; found {found}", given[-1] if given else "texts")
+    service.check_count(len(getattr(body, given[0])))
+    images = Images(service, int(service.settings.limits.body_mib * 2**20))
     if body.texts is not None:
         return [text(service, body, one) for one in body.texts]
     if body.images is not None:
-        return [ImageInput(await image(service, one)) for one in body.images]
-    return [await mixed(service, body, one) for one in body.inputs or ()]
+        return [ImageInput(await images.read(one), TextInput("", max_tokens=body.max_tokens)) for one in body.images]
+    return [await mixed(service, body, one, images) for one in body.inputs or ()]
 
 
 def text(service: Service, body: EmbedBody, written: str) -> Input:
-    return read_text(written, service, prompt_name(service, body), CUTS[body.truncate], body.max_tokens)
+    if written[: len(IMAGE)].lower() == IMAGE:
+        return ImageInput(data_of(written))
+    return TextInput(written, prompt(service, body), CUTS[body.truncate], body.max_tokens)
 
 
-def prompt_name(service: Service, body: EmbedBody) -> str | None:
-    """The prompt that was named, or the one that means the input type."""
-    if body.prompt_name is not None:
-        return body.prompt_name
-    return next((name for name in PROMPTS[body.input_type] if name in service.encoder.prompts), None)
+def prompt(service: Service, body: EmbedBody) -> str | None:
+    """The prompt that was named, or the one that means the input type, or the server's own."""
+    meant = next((name for name in PROMPTS[body.input_type] if name in service.encoder.prompts), None)
+    return service.prompt(meant if body.prompt_name is None else body.prompt_name)
 
 
-async def mixed(service: Service, body: EmbedBody, one: MixedInput) -> Input:
+async def mixed(service: Service, body: EmbedBody, one: MixedInput, images: Images) -> Input:
     """An image and the text after it, or one of the two."""
     texts = [part.text for part in one.content if part.type == "text" and part.text is not None]
     urls = [part.image_url.url for part in one.content if part.type == "image_url" and part.image_url]
@@ -126,19 +133,30 @@ async def mixed(service: Service, body: EmbedBody, one: MixedInput) -> Input:
         raise bad_request("content is not one text, one image_url, or one of each", "inputs")
     if not urls:
         return text(service, body, texts[0])
-    return ImageInput(await image(service, urls[0]), texts[0] if texts else "")
+    after = TextInput(texts[0] if texts else "", prompt(service, body), CUTS[body.truncate], body.max_tokens)
+    return ImageInput(await images.read(urls[0]), after)
 
 
-async def image(service: Service, url: str) -> bytes:
-    """The bytes of an image in a data URI, or at an address if this server fetches."""
-    if url[: len(IMAGE)].lower() == IMAGE:
-        return data_of(url)
-    if not service.settings.fetch_images:
-        raise bad_request(
-            "an image is no data URI (data:image/<type>;base64,<data>), and this server fetches none from elsewhere",
-            "images",
-        )
-    return await fetched(url, int(service.settings.limits.body_mib * 2**20))
+@dataclass
+class Images:
+    """The images of one request."""
+
+    service: Service
+    room: int
+    """Bytes that may still be fetched: all of them together, as if they had come in the body."""
+
+    async def read(self, url: str) -> bytes:
+        """The bytes of an image in a data URI, or at an address if this server fetches."""
+        if url[: len(IMAGE)].lower() == IMAGE:
+            return data_of(url)
+        if not self.service.settings.fetch_images:
+            raise bad_request(
+                "an image is no data URI (data:image/<type>;base64,<data>), and this server fetches none itself",
+                "images",
+            )
+        found = await fetched(url, self.room)
+        self.room -= len(found)
+        return found
 
 
 KINDS: dict[str, Any] = {
