@@ -10,13 +10,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import uvicorn
 
+from jasper_ray.embedding.folder import JOB, Job, OutputFolder, Resolved
+from jasper_ray.embedding.settings import EmbedSettings, VectorColumn
+from jasper_ray.embedding.store import open_store
 from jasper_ray.serving.gateway import build_gateway
 from jasper_ray.serving.ledger import Ledger
 from jasper_ray.serving.opening import open_service
 from jasper_ray.serving.service import Service
 from jasper_ray.serving.settings import ServeSettings
+from jasper_ray.vectors import int8_ranges
 
 
 @contextmanager
@@ -47,3 +52,15 @@ def served(
         thread.join(timeout=10)
         service.engine.close()
         service.preparer.close()
+
+
+def output_folder(path: Path, weights: str, dim: int = 96) -> Path:
+    """What embedding leaves of a corpus, as far as serving reads it."""
+    columns = (VectorColumn(dim=dim, dtype="int8"), VectorColumn(dim=dim, dtype="binary"))
+    asked = EmbedSettings(model="m", inputs=("in",), vectors=columns)
+    resolved = Resolved(prompt="", vectors=columns, precision="float32", agreement=None, max_length=64)
+    folder = OutputFolder(open_store(str(path)))
+    folder.write(JOB, Job(model="m", weights=weights, asked=asked.decisive(), resolved=resolved))
+    x_ND = np.random.default_rng(2).normal(size=(50, dim)) / 10
+    folder.keep_ranges({dim: int8_ranges(x_ND)})
+    return path
