@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, WithJsonSchema
+from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
 from jasper_ray.serving.errors import bad_request
 from jasper_ray.serving.inputs import Cut, ImageInput, Input, TextInput, TokenInput
@@ -52,6 +52,8 @@ class Endpoint:
     """The name of what the path holds in braces, if any."""
 
 
+Size = Annotated[int, Field(ge=1, le=2**31)]
+"""Of vectors; bounded here so that no answer repeats a number of thousands of digits."""
 TEXT = {"type": "string", "minLength": 1}
 IDS = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1}
 Inputs = Annotated[

@@ -14,7 +14,7 @@ from jasper_ray.serving.fetching import fetched
 from jasper_ray.serving.inputs import Cut, ImageInput, Input, TextInput
 from jasper_ray.serving.keys import Key
 from jasper_ray.serving.service import Service
-from jasper_ray.serving.surfaces.base import IMAGE, Answer, Body, Endpoint, data_of
+from jasper_ray.serving.surfaces.base import IMAGE, Answer, Body, Endpoint, Size, data_of
 from jasper_ray.serving.surfaces.openai import NUMBERS
 from jasper_ray.serving.vectors import VectorType, check_type, head_for, typed
 
@@ -67,7 +67,7 @@ class EmbedBody(Body):
     inputs: list[MixedInput] | None = None
     max_tokens: int | None = Field(None, ge=1, le=2**31)
     """Tokens of an input at most; `truncate` says what is done with the rest."""
-    output_dimension: int | None = None
+    output_dimension: Size | None = None
     embedding_types: list[VectorType] | None = None
     """float when nothing is said."""
     truncate: Literal["NONE", "START", "END"] = "END"

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from jasper_ray.serving.keys import Key
 from jasper_ray.serving.service import Service
-from jasper_ray.serving.surfaces.base import Answer, Body, Endpoint, Inputs, read_inputs
+from jasper_ray.serving.surfaces.base import Answer, Body, Endpoint, Inputs, Size, read_inputs
 from jasper_ray.serving.vectors import typed
 
 
@@ -16,7 +16,7 @@ class EmbeddingsBody(Body):
     input: Inputs
     model: str | None = None
     """The model's name, as `/v1/models` tells it; may be left out."""
-    dimensions: int | None = None
+    dimensions: Size | None = None
     """Size of the vectors: one of the heads', or any below the largest."""
     encoding_format: Literal["float", "base64"] | None = None
     """base64: of little-endian float32."""

@@ -6,10 +6,10 @@ from typing import Any, Literal
 
 import jasper_ray
 from jasper_ray.serving.errors import bad_request, unavailable
-from jasper_ray.serving.inputs import Cut
+from jasper_ray.serving.inputs import Cut, ImageInput
 from jasper_ray.serving.keys import Key
 from jasper_ray.serving.service import Service
-from jasper_ray.serving.surfaces.base import Answer, Body, Endpoint, Inputs, read_inputs
+from jasper_ray.serving.surfaces.base import Answer, Body, Endpoint, Inputs, Size, read_inputs
 from jasper_ray.serving.surfaces.openai import NUMBERS
 
 
@@ -36,7 +36,7 @@ class EmbedBody(Cutting):
     inputs: Inputs
     normalize: bool = True
     """Must be true: these vectors are unit vectors."""
-    dimensions: int | None = None
+    dimensions: Size | None = None
     """Size of the vectors: one of the heads', or any below the largest."""
 
 
@@ -85,6 +85,8 @@ async def tokenize(service: Service, body: TokenizeBody, caller: Key) -> Answer:
     """The tokens of texts; their ids can be embedded as they are."""
     texts = [body.inputs] if isinstance(body.inputs, str) else body.inputs
     inputs = read_inputs(texts, service, body.prompt_name, "end", "inputs")
+    if any(isinstance(one, ImageInput) for one in inputs):
+        raise bad_request("an image has no tokens that could be embedded instead of it", "inputs")
     service.check_inputs(inputs)
     name = service.prompt(body.prompt_name)
     return Answer(await service.preparer.tokens(texts, name, body.add_special_tokens))
