@@ -507,8 +507,7 @@ def test_what_cannot_be_served_is_said_at_the_start(folder: Path, changes: dict[
 
 
 def key_file(path: Path, **secrets: str) -> Path:
-    lines = [f"  - {{name: {name}, sha256: {digest_of(secret)}}}" for name, secret in secrets.items()]
-    path.write_text("\n".join(["keys:", *lines]))
+    path.write_text("\n".join(f"- {{name: {name}, sha256: {digest_of(secret)}}}" for name, secret in secrets.items()))
     return path
 
 
@@ -541,7 +540,7 @@ def test_keys_rotate_while_the_server_runs(
     }
     key_file(file, new="the-new-secret-22")
     assert refusal(lambda: known.caller("Bearer the-old-secret-1")).status == 401
-    for broken in ("keys: [", "keys:\n  - {name: a, sha256: the-new-secret-22}", "", "\x00", "[1]"):
+    for broken in ("[", "- {name: a, sha256: the-new-secret-22}", "", "\x00", "[1]", "a: b"):
         file.write_text(broken)
         assert known.caller("Bearer the-new-secret-22").name == "new"
     file.unlink()
@@ -562,7 +561,7 @@ def test_given_keys_are_named_and_hashed(wrong: dict[str, str]) -> None:
 
 
 def test_a_key_written_where_its_hash_belongs_is_not_repeated(tmp_path: Path) -> None:
-    (tmp_path / "keys.yaml").write_text("keys:\n  - {name: a, sha256: jr-a-secret-by-mistake}")
+    (tmp_path / "keys.yaml").write_text("- {name: a, sha256: jr-a-secret-by-mistake}")
     with pytest.raises(ConfigError, match=r"keys\.0\.sha256.*64 hex digits") as caught:
         Keys(str(tmp_path / "keys.yaml"), {}, open_=False)
     assert "jr-a-secret" not in str(caught.value)

@@ -75,7 +75,7 @@ def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
     folder = small_student(place / "student", sees=True)
     ranges = output_folder(place / "index", weights_identity(str(folder), None))
     (place / "keys.yaml").write_text(
-        f"keys:\n- {{name: slow, sha256: {digest_of(SLOW)}, tokens_per_minute: 1200}}\n", encoding="utf-8"
+        f"- {{name: slow, sha256: {digest_of(SLOW)}, tokens_per_minute: 1200}}\n", encoding="utf-8"
     )
     keys: dict[str, Any] = {"keys_file": str(place / "keys.yaml"), "keys": {"search": digest_of(SECRET)}, "open": False}
     with served(folder, ranges=str(ranges), limits=LIMITS, **keys) as (address, service):

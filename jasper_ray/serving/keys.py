@@ -1,9 +1,8 @@
 """API keys: who may ask, and how much. Only hashes are ever kept.
 
-keys:
-  - name: search
-    sha256: 9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08
-    tokens_per_minute: 2000000
+- name: search
+  sha256: 9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08
+  tokens_per_minute: 2000000
 """
 
 from __future__ import annotations
@@ -122,7 +121,9 @@ def read_keys(file: Path) -> tuple[Key, ...]:
         raise ConfigError(
             f"the keys in {str(file)!r} cannot be read ({type(error).__name__}); mend the file"
         ) from error
-    value = {"keys": value or []}
+    if value is None:  # whoever writes the file anew empties it first: nobody is shut out meanwhile
+        raise ConfigError(f"{str(file)!r} is empty; write the keys, or [] for none")
+    value = {"keys": value}
     try:
         return KeyFile.model_validate(value).keys
     except ValidationError as error:
