@@ -22,7 +22,7 @@ import openai
 import pytest
 from picture_files import photo, written
 from serving import output_folder, served
-from small_student import small_student
+from small_student import BASE, small_student
 from test_serving import samples
 
 from jasper_ray.assets.identity import weights_identity
@@ -524,6 +524,18 @@ def test_a_student_that_reads_alone_refuses_images(tmp_path: Path) -> None:
         near(httpx.post(f"{address}/embed", json={"inputs": TEXTS}).json(), student.encode(TEXTS, "s2s_query"))
         near(httpx.post(f"{address}/embed", json={"inputs": TEXTS, "prompt_name": ""}).json(), student.encode(TEXTS))
         assert httpx.get(f"{address}/v1/models").json()["data"][0]["modalities"] == ["text"]
+
+
+def test_any_sentence_transformers_model_is_served() -> None:
+    with served(BASE) as (address, service):
+        card = httpx.get(f"{address}/v1/models").json()["data"][0]
+        assert (card["dimensions"], card["modalities"]) == ([384], ["text"])
+        near(httpx.post(f"{address}/embed", json={"inputs": TEXTS}).json(), service.encoder.encode(TEXTS))
+        rows = httpx.post(f"{address}/tokenize", json={"inputs": TEXTS}).json()
+        ids = [[token["id"] for token in row] for row in rows]
+        near(httpx.post(f"{address}/embed", json={"inputs": ids}).json(), service.encoder.encode(TEXTS))
+        short = httpx.post(f"{address}/embed", json={"inputs": TEXTS, "dimensions": 64}).json()
+        near(short, normalise(service.encoder.encode(TEXTS)[:, :64]))
 
 
 # ---- Keys, metrics, headers, logs ----
