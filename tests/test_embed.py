@@ -26,6 +26,7 @@ from small_student import small_student
 from jasper_ray.assets import locate
 from jasper_ray.config import ConfigError
 from jasper_ray.embedding import EmbedSettings
+from jasper_ray.embedding.output import Done
 from jasper_ray.encoders import load_encoder
 from jasper_ray.pipelines.embed import embed_corpus
 from jasper_ray.pipelines.embed_pool import default_pool, default_readers
@@ -164,9 +165,15 @@ def test_files_that_are_added_are_all_that_is_embedded(student: Path, tmp_path: 
     embed_corpus(settings(student, corpus), str(tmp_path / "out"))
     before = bytes_of(tmp_path / "out")
     (corpus / "b.txt").write_text("\n".join(sentences(70)))
-    manifest = embed_corpus(settings(student, corpus), str(tmp_path / "out"))
+    told: list[Done] = []
+    manifest = embed_corpus(settings(student, corpus), str(tmp_path / "out"), told.append)
     assert manifest.work
     assert (manifest.rows, manifest.work.rows) == (190, 70)
+    assert sum(done.record.rows for done in told) == 70
+    for done in told:
+        written = (tmp_path / "out" / "vectors" / done.record.name).stat().st_mtime
+        assert done.read_at
+        assert done.read_at <= written
     after = bytes_of(tmp_path / "out")
     assert {name: after[name] for name in before} == before
     (corpus / "a.txt").unlink()
@@ -300,6 +307,7 @@ JOB = """
 import sys
 from jasper_ray import command
 from jasper_ray.embedding import EmbedSettings
+from jasper_ray.embedding.output import Done
 from jasper_ray.pipelines.embed import embed_corpus
 command.run(lambda: embed_corpus(EmbedSettings.model_validate_json(sys.argv[1]), sys.argv[2]))
 """

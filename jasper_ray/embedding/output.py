@@ -67,6 +67,8 @@ class Done(Settings):
     """That the actor worked on it."""
     batch_tokens: int
     """The actor's budget when it was done."""
+    read_at: float | None = None
+    """When the block had been read, in seconds of its reader's `time.time()`; None where nobody says."""
 
 
 class Recall(Protocol):

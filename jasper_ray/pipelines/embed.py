@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import ray
@@ -23,7 +23,7 @@ from jasper_ray.embedding.files import ScannedFile, check_files, is_finished
 from jasper_ray.embedding.folder import JOB, Job, OutputFolder, Resolved
 from jasper_ray.embedding.inputs import InputFile, list_inputs
 from jasper_ray.embedding.manifest import Manifest, file_counts, totals
-from jasper_ray.embedding.output import Record
+from jasper_ray.embedding.output import Done, Record
 from jasper_ray.embedding.plan import Span, block_of, plan_spans
 from jasper_ray.embedding.progress import Progress
 from jasper_ray.embedding.rows import Columns
@@ -44,10 +44,14 @@ LEAST_ROWS_TO_JUDGE = 10_000
 """Rows after which too large a share of rejected ones stops a job before its end."""
 
 
-def embed_corpus(settings: EmbedSettings, output: str) -> Manifest:
+Watch = Callable[[Done], None]
+
+
+def embed_corpus(settings: EmbedSettings, output: str, watch: Watch | None = None) -> Manifest:
     """Embed what is not embedded yet of the corpus, into the folder or URI `output`, and return the account of all.
 
-    Without RAY_ADDRESS a Ray is started in this process, and ends with the call.
+    Without RAY_ADDRESS a Ray is started in this process, and ends with the call. `watch` is told of every block after
+    its file is written.
 
     Raises:
         ConfigError: something that the user has to mend; nothing that was embedded is lost.
@@ -60,7 +64,7 @@ def embed_corpus(settings: EmbedSettings, output: str) -> Manifest:
         weights = weights_of(settings, folder)
         job = folder.check(settings, weights)
         with ray_session(*needs(settings)):
-            return Embedding(with_pools(settings), folder, weights, files, job).finish(began)
+            return Embedding(with_pools(settings), folder, weights, files, job, watch).finish(began)
 
 
 def with_absolute_model(settings: EmbedSettings) -> EmbedSettings:
@@ -87,6 +91,7 @@ class Embedding:
         weights: str,
         files: Sequence[InputFile],
         job: Job | None,
+        watch: Watch | None = None,
     ) -> None:
         self.settings = settings
         self.folder = folder
@@ -95,6 +100,7 @@ class Embedding:
         self.known = folder.known()
         self.begun: set[str] = set()
         self.job = job
+        self.watch = watch
         self.revision = revision_in(weights)
         self.columns = Columns(settings.text_column, settings.copied)
         assert settings.pool
@@ -171,6 +177,8 @@ class Embedding:
                 records[done.record.name] = done.record
                 fresh.append(done.record)
                 progress.add(done)
+                if self.watch:
+                    self.watch(done)
                 if progress.rows >= LEAST_ROWS_TO_JUDGE:
                     self.check_share(progress.rejected, progress.rows)
                 if time.monotonic() - kept > KEEP_EVERY_S:

@@ -24,7 +24,7 @@ from jasper_ray.embedding.store import Store
 from jasper_ray.pipelines.examine import Examined
 from jasper_ray.pipelines.label import pool_strategy
 from jasper_ray.pipelines.memory import Memory, Remembering
-from jasper_ray.pipelines.reading_blocks import ReadBlocks, dataset_of
+from jasper_ray.pipelines.reading_blocks import READ_AT, ReadBlocks, dataset_of
 from jasper_ray.pipelines.session import plain_errors
 
 WAITING_BLOCKS = 8
@@ -100,6 +100,7 @@ class EmbedBlocks:
     def __call__(self, batch: pa.Table) -> pa.Table:
         block = unpack(batch)
         done = self.done_before(block.name) or self.writer.embed(block, self.actor)
+        done = done.model_copy(update={READ_AT: batch[READ_AT][0].as_py()})
         return pa.table({"done": [done.model_dump_json()]})
 
     def done_before(self, name: str) -> Done | None:

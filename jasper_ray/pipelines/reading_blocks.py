@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -23,6 +24,8 @@ from jasper_ray.embedding.scan import Scan, scan
 from jasper_ray.embedding.settings import EmbedSettings
 from jasper_ray.pipelines.session import set_up_data
 
+READ_AT = "read_at"
+"""The column beside a packed block that says when it had been read."""
 MOST_INPUT_BLOCKS = 1000
 """Of Ray Data; each is an object that the driver makes before anything runs."""
 
@@ -69,4 +72,5 @@ class ReadBlocks:
         columns = Columns(self.settings.text_column, self.settings.copied)
         for number, table in read_span(span, columns, rows):
             name = block_name(span.file.known.key, number)
-            yield self.preparation.block(name, span.file.known.name, number * rows, table).packed()
+            block = self.preparation.block(name, span.file.known.name, number * rows, table).packed()
+            yield block.append_column(READ_AT, [[time.time()]])
