@@ -24,7 +24,7 @@ from jasper_ray.benchmarks.embed import (
     sizes as vector_sizes,
 )
 from jasper_ray.benchmarks.embed_scale import run_plain
-from jasper_ray.benchmarks.embed_stream import by_tenths
+from jasper_ray.benchmarks.embed_stream import Finished, by_tenths, while_all_work
 from jasper_ray.benchmarks.losses import growth, measure, render
 from jasper_ray.benchmarks.stream import BATCH, benchmark_stream
 from jasper_ray.benchmarks.table import table
@@ -197,4 +197,21 @@ def test_speed_is_taken_where_all_actors_work(tmp_path: Path) -> None:
         seconds = 100 + (0 if place == 0 else 60 + place)  # a slow start
         os.utime(tmp_path / f"{place}.parquet", (seconds, seconds))
     assert steady_speed(tmp_path, 10) == pytest.approx(10)
-    assert by_tenths([float(second) for second in range(1, 102)], 1010) == pytest.approx([10.0] * 10)
+
+
+def block(actor: str, written: float, read: float = 0.0, seconds: float = 1.0) -> Finished:
+    return Finished(actor, 10, read, began=written - seconds, written=written)
+
+
+def test_tenths_are_of_the_time_when_every_actor_and_the_readers_work() -> None:
+    alone = [block("a", written) for written in (1.0, 1.25, 1.5)]  # one actor, the second still loads its model
+    both = [block("ab"[second % 2], float(second), read=second - 1.0) for second in range(6, 107)]
+    last = [block("a", 106.0 + place / 4) for place in range(1, 20)]  # nothing is left to read
+    steady = while_all_work([*last, *both, *alone])
+    assert steady == both[:-1]
+    assert by_tenths(steady) == pytest.approx([10.0] * 10)
+
+
+def test_too_few_blocks_for_tenths_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"only 10 blocks .* raise --rows"):
+        by_tenths([block("a", float(second)) for second in range(10)])
