@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from jasper_ray import command
-from jasper_ray.benchmarks import distill, embed, embed_scale, embed_stream, losses, stream, train
+from jasper_ray.benchmarks import distill, embed, embed_device, embed_scale, embed_stream, losses, stream, train
 from jasper_ray.recipe import load_recipe
 
 Records = list[dict[str, Any]]
@@ -83,6 +83,21 @@ def add_embedding(named: argparse._SubParsersAction[argparse.ArgumentParser], co
         parser_.add_argument("--rounds", type=int, default=1, help="times each side runs (default 1)")
     for parser_ in (of_embed, of_columns):
         parser_.add_argument("--threads", type=int, default=os.cpu_count(), help="cores of each side (all)")
+    add_device(named, common)
+
+
+def add_device(named: argparse._SubParsersAction[argparse.ArgumentParser], common: argparse.ArgumentParser) -> None:
+    of_device = named.add_parser(
+        "embed-device", parents=[common], help="a recipe's student on one device, against sentence-transformers"
+    )
+    of_device.add_argument("--recipe", default="jasper-2b", help="whose student (jasper-2b)")
+    of_device.add_argument("--tokens", type=int, help="tokens of a text of full length (max_length)")
+    of_device.add_argument("--rows", type=int, default=2048, help="texts of full length (default 2048)")
+    of_device.add_argument(
+        "--peak", type=float, metavar="TFLOPS", help="of the device in bf16 (measured when left out)"
+    )
+    of_device.add_argument("--device", default="cuda", choices=["cuda", "cpu"], help="where (default cuda)")
+    of_device.set_defaults(run=run_embed_device)
 
 
 def run_losses(options: argparse.Namespace) -> tuple[Records, Callable[[Records], str]]:
@@ -122,6 +137,12 @@ def run_scale(options: argparse.Namespace) -> tuple[Records, Callable[[Records],
 
 def run_embed_stream(options: argparse.Namespace) -> tuple[Records, Callable[[Records], str]]:
     return embed_stream.benchmark_embed_stream(options.model, options.rows), embed_stream.render
+
+
+def run_embed_device(options: argparse.Namespace) -> tuple[Records, Callable[[Records], str]]:
+    sizes = options.tokens, options.rows
+    records = embed_device.benchmark_embed_device(load_recipe(options.recipe), *sizes, options.device, options.peak)
+    return records, embed_device.render
 
 
 def machine() -> dict[str, str]:

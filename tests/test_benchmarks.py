@@ -11,8 +11,11 @@ import torch
 from small_student import small_student
 
 from jasper_ray import load_student
+from jasper_ray.benchmarks import embed_device
 from jasper_ray.benchmarks.batches import full_texts
+from jasper_ray.benchmarks.device_work import operations, works
 from jasper_ray.benchmarks.distill import Side, ratios
+from jasper_ray.benchmarks.docstrings import docstrings
 from jasper_ray.benchmarks.embed import (
     encode_onnx,
     export,
@@ -23,16 +26,19 @@ from jasper_ray.benchmarks.embed import (
 from jasper_ray.benchmarks.embed import (
     sizes as vector_sizes,
 )
+from jasper_ray.benchmarks.embed_device import COLUMNS, benchmark_embed_device, best_batch
 from jasper_ray.benchmarks.embed_scale import run_plain
 from jasper_ray.benchmarks.embed_stream import Finished, by_tenths, while_all_work
 from jasper_ray.benchmarks.losses import growth, measure, render
+from jasper_ray.benchmarks.stand_in import stand_in_tokenizer
 from jasper_ray.benchmarks.stream import BATCH, benchmark_stream
 from jasper_ray.benchmarks.table import table
 from jasper_ray.benchmarks.train import alone, benchmark_train, check_tokens, device_of, row_operations
 from jasper_ray.benchmarks.work import comparable, sizes
 from jasper_ray.config import ConfigError
 from jasper_ray.models.body import BodySettings
-from jasper_ray.models.student import StudentSettings, build_student
+from jasper_ray.models.student import StudentSettings, build_student, meta_student
+from jasper_ray.models.tokenizing import Tokenizing
 from jasper_ray.recipe import Recipe, Stage, load_recipe
 from jasper_ray.vectors import least_cosine
 
@@ -215,3 +221,73 @@ def test_tenths_are_of_the_time_when_every_actor_and_the_readers_work() -> None:
 def test_too_few_blocks_for_tenths_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"only 10 blocks .* raise --rows"):
         by_tenths([block("a", float(second)) for second in range(10)])
+
+
+def test_docstrings_are_many_different_texts_and_the_same_ones_every_time() -> None:
+    texts = docstrings(least=20_000)
+    assert sum(map(len, texts)) >= 20_000
+    assert len(set(texts)) == len(texts) > 20
+    assert all(text.strip() for text in texts)
+    assert texts == docstrings(least=20_000)
+
+
+@pytest.mark.parametrize("rows", [1, 7, 500])
+def test_a_device_gets_texts_of_full_and_of_natural_length_with_as_many_tokens(rows: int) -> None:
+    texts = docstrings(least=20_000)
+    tokenizing = Tokenizing(stand_in_tokenizer(texts, 1000), TOKENS)
+    full, natural = works(tiny_student(), texts, tokenizing, rows)
+    assert [len(ids) for ids in tokenizing(full.texts)] == [TOKENS] * rows
+    assert full.tokens == rows * TOKENS <= natural.tokens < (rows + 1) * TOKENS
+    assert natural.tokens == sum(len(ids) for ids in tokenizing(natural.texts))
+    assert set(natural.texts) <= set(texts)
+
+
+def test_operations_of_texts_are_those_of_weights_and_attention() -> None:
+    def forward(tokens: int) -> int:
+        matrices = tokens * 2 * (4 * HIDDEN * HIDDEN + 2 * HIDDEN * INNER)
+        attention = 2 * 2 * tokens * tokens * HIDDEN
+        pooler, head = 2 * HIDDEN * HIDDEN, 2 * HIDDEN * FULL
+        return LAYERS * (matrices + attention) + pooler + head
+
+    lengths = np.array([1, 16, 300, 16])
+    expected = sum(forward(int(tokens)) for tokens in lengths)
+    assert operations(meta_student(tiny_student()), FULL, lengths) == pytest.approx(expected)
+
+
+def test_a_batch_that_does_not_fit_is_not_the_best() -> None:
+    def seconds(_: list[str], batch: int) -> float:
+        if batch > 64:
+            raise torch.OutOfMemoryError
+        return 1 / batch
+
+    assert best_batch(seconds, LINES) == 64
+
+
+def test_what_cannot_be_embedded_on_a_device_is_refused() -> None:
+    recipe = load_recipe("quickstart")
+    with pytest.raises(ConfigError, match="--rows is 0"):
+        benchmark_embed_device(recipe, None, 0, "cpu", None)
+    with pytest.raises(ConfigError, match="--tokens is 513, but the body takes 1 to 512"):
+        benchmark_embed_device(recipe, 513, 1, "cpu", None)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_device_that_is_not_there_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"torch sees no GPU here.*--device cpu"):
+        benchmark_embed_device(load_recipe("jasper-2b"), None, 1, "cuda", None)
+
+
+def test_a_students_size_embeds_on_a_device_at_some_share_of_its_peak(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embed_device, "in_fresh_process", lambda call, *arguments: call(*arguments))
+    recipe = load_recipe("quickstart").model_copy(update={"student": tiny_student(), "teachers": ()})
+    records = benchmark_embed_device(recipe, None, rows=4, device="cpu", peak_tflops=1.0)
+    ways = ["sentence-transformers bfloat16", "sentence-transformers float32", "ours bfloat16"]
+    assert [(record["texts"], record["way"]) for record in records] == [
+        (texts, way) for texts in (f"{TOKENS} tokens", "natural lengths") for way in ways
+    ]
+    for record in records:
+        assert record["tokens_per_s"] == pytest.approx(record["tokens"] / record["seconds"])
+        assert 0 < record["share_of_peak"] < 1
+        assert record.keys() >= set(COLUMNS) - {"padding", "tokenising"}
+    assert records[2]["padding"] == 0
+    assert records[0]["times"] == records[3]["times"] == 1
