@@ -6,7 +6,7 @@ import asyncio
 import logging
 import socket
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -77,57 +77,101 @@ def refusal(call: Callable[[], object]) -> Refusal:
 
 
 def row(tokens: int, kind: object = None, abandoned: bool = False) -> Row:
+    """The row of a request of its own."""
+    return request(tokens, kind=kind, abandoned=abandoned)[0]
+
+
+def request(*lengths_: int, kind: object = None, abandoned: bool = False) -> list[Row]:
+    """The rows of one request."""
     answer: Any = SimpleNamespace(done=lambda: abandoned)
-    return Row(Work((32,), answer, [None], 1), 0, Prepared(np.ones(tokens, np.int32), tokens), kind)
+    work = Work((32,), answer, [None] * len(lengths_), len(lengths_))
+    return [
+        Row(work, place, Prepared(np.ones(tokens, np.int32), tokens), kind) for place, tokens in enumerate(lengths_)
+    ]
 
 
-def lengths(rows: Sequence[Row]) -> list[int]:
+def queue_of(*requests: Sequence[Row] | Row, seconds: float = 10.0, rate: float = 1.0) -> TokenQueue:
+    queue = TokenQueue(seconds, rate=rate)
+    for rows in requests:
+        queue.put([rows] if isinstance(rows, Row) else rows)
+    return queue
+
+
+def lengths(rows: Iterable[Row]) -> list[int]:
     return [one.input.tokens for one in rows]
 
 
 def test_a_batch_is_the_first_row_and_those_most_like_it() -> None:
-    queue = TokenQueue(10.0, rows=[row(tokens) for tokens in (10, 60, 9, 30, 11, 10)])
+    queue = queue_of(*(row(tokens) for tokens in (10, 60, 9, 30, 11, 10)))
     assert sorted(lengths(queue.take(44, 99))) == [9, 10, 10, 11]
     assert lengths(queue.rows) == [60, 30]
+    assert queue.ready == 90
 
 
 def test_the_first_row_goes_whatever_its_size_and_so_nothing_starves() -> None:
-    queue = TokenQueue(10.0, rows=[row(500), *(row(5) for _ in range(50))])
+    queue = queue_of(row(500), *(row(5) for _ in range(50)))
     assert lengths(queue.take(100, 99)) == [500]
     generator = np.random.default_rng(0)
-    queue.rows = [row(int(tokens)) for tokens in generator.integers(1, 200, 2000)]
+    queue = queue_of(*(row(int(tokens)) for tokens in generator.integers(1, 200, 2000)))
     waited = 0
-    while queue.rows:
-        first = queue.rows[0]
+    while queue.lines:
+        first = next(queue.rows)
         batch = queue.take(256, 8)
         assert batch[0] is first
         assert len(batch) <= 8
         assert len(batch) == 1 or max(lengths(batch)) * len(batch) <= 256
         waited += len(batch)
     assert waited == 2000
+    assert queue.ready == 0
+
+
+def test_a_large_request_delays_a_small_one_by_a_batch() -> None:
+    large, small = request(*[20] * 1000), request(50)
+    queue = queue_of(large, small)
+    assert {one.work for one in queue.take(100, 99)} == {large[0].work}
+    assert queue.take(100, 99)[0] is small[0]
+    assert len(queue.take(100, 99)) == 5  # and then the large one has the model for itself
+
+
+def test_a_large_request_fills_half_of_the_budget_at_most() -> None:
+    large = request(*[100] * 10)
+    queue = queue_of(large, seconds=2.0, rate=100.0)
+    assert (queue.waiting, queue.counted, queue.budget) == (1000, 100, 200)
+    queue.check()
+    queue.put(request(*[100] * 10))
+    queue.check()
+    queue.put(request(1))
+    assert refusal(queue.check).status == 429
+    for one in large:
+        queue.leave(one.work, one.input.tokens)
+    assert (queue.waiting, queue.counted) == (1001, 101)
 
 
 def test_kinds_do_not_mix() -> None:
-    queue = TokenQueue(10.0, rows=[row(5, "a"), row(5, "b"), row(5, "a")])
+    queue = queue_of(row(5, "a"), row(5, "b"), row(5, "a"))
     assert [one.kind for one in queue.take(100, 99)] == ["a", "a"]
     assert [one.kind for one in queue.take(100, 99)] == ["b"]
     assert queue.take(100, 99) == []
 
 
 def test_more_is_refused_by_what_waits_and_not_by_what_comes() -> None:
-    queue = TokenQueue(2.0, rate=100.0, waiting=200)
+    queue = TokenQueue(2.0, rate=100.0)
+    queue.reserve(200)
     queue.check()
-    queue.waiting = 250
+    queue.reserve(50)
     refused = refusal(queue.check)
     assert (refused.status, refused.retry_after_s) == (429, 0.5)
     assert refused.headers == {"retry-after": "1", "retry-after-ms": "500"}
-    fixed = TokenQueue(2.0, fixed_tokens=1000, rate=100.0, waiting=1000)
+    fixed = TokenQueue(2.0, fixed_tokens=1000, rate=100.0)
+    fixed.reserve(1000)
     fixed.check()
 
 
 def test_abandoned_rows_leave_with_their_tokens() -> None:
-    queue = TokenQueue(10.0, rows=[row(5), row(7, abandoned=True), row(9, abandoned=True)])
-    assert (queue.drop_abandoned(), lengths(queue.rows), queue.drop_abandoned()) == (16, [5], 0)
+    queue = queue_of(row(5), row(7, abandoned=True), row(9, abandoned=True))
+    assert queue.waiting == 21
+    queue.drop_abandoned()
+    assert (lengths(queue.rows), queue.ready, queue.waiting, queue.counted) == ([5], 5, 5, 5)
 
 
 # ---- The model's thread ----
@@ -200,7 +244,7 @@ async def together(held: Held, engine: Engine, *requests: Sequence[Sequence[int]
     busy = asyncio.create_task(ask(engine, [101, 102]))
     await until(lambda: held.batches)
     tasks = [asyncio.create_task(ask(engine, *rows)) for rows in requests]
-    await until(lambda: len(engine.queue.rows) == sum(map(len, requests)))
+    await until(lambda: len(list(engine.queue.rows)) == sum(map(len, requests)))
     held.gate.set()
     _, *found = await asyncio.gather(busy, *tasks, return_exceptions=True)
     return found
@@ -268,7 +312,7 @@ def test_who_goes_away_leaves_the_queue(held: Held) -> None:
             await until(lambda: held.batches)
             gone = asyncio.create_task(ask(engine, [101, 2000, 102]))
             stays = asyncio.create_task(ask(engine, [101, 2001, 2002, 102]))
-            await until(lambda: len(engine.queue.rows) == 2)
+            await until(lambda: len(list(engine.queue.rows)) == 2)
             gone.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await gone
@@ -323,13 +367,13 @@ def test_too_large_and_too_much_is_refused(held: Held) -> None:
                 await ask(engine, *[[101]] * 1001)
             assert (engine.queue.waiting, engine.coming) == (0, 0)
             held.gate.clear()
-            first = asyncio.create_task(ask(engine, [101, 1, 1, 102]))
-            await until(lambda: held.batches)
+            let_in = [asyncio.create_task(ask(engine, [101, 1, 1, 102])) for _ in range(3)]
+            await until(lambda: held.batches and engine.queue.waiting == 12)
             with pytest.raises(Refusal, match="too much is waiting") as caught:
                 await ask(engine, [101, 102])
             assert caught.value.status == 429
             held.gate.set()
-            await first
+            await asyncio.gather(*let_in)
 
     asyncio.run(tell())
 
@@ -341,7 +385,7 @@ def test_an_engine_that_ends_answers_what_waits_and_takes_no_more(held: Held) ->
             busy = asyncio.create_task(ask(engine, [101, 102]))
             await until(lambda: held.batches)
             waits = asyncio.create_task(ask(engine, [101, 2000, 102]))
-            await until(lambda: engine.queue.rows)
+            await until(lambda: engine.queue.lines)
             held.gate.set()
             engine.close()
             assert len(await busy) == len(await waits) == 1

@@ -7,6 +7,7 @@ import base64
 import json
 import logging
 import re
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -28,6 +29,7 @@ from test_serving import samples
 from jasper_ray.assets.identity import weights_identity
 from jasper_ray.encoders import StudentEncoder, load_student
 from jasper_ray.models.tokenizing import Ids
+from jasper_ray.serving import gateway
 from jasper_ray.serving.keys import digest_of
 from jasper_ray.serving.service import Service
 from jasper_ray.vectors import least_cosine, normalise, quantise_binary, quantise_int8
@@ -392,7 +394,7 @@ def test_a_poisonous_text_fails_alone(up: Up, gate: Gate, caplog: pytest.LogCapt
     [busy] = later(lambda: ask("a word"))
     assert gate.came.wait(20)
     told = later(lambda: ask("one mate"), lambda: ask("a poison"), lambda: ask("two mates"))
-    until(lambda: len(queue.rows) == 6)
+    until(lambda: len(list(queue.rows)) == 6)
     gate.opened.set()
     answers = results([busy, *told])
     assert [one.status_code for one in answers] == [200, 200, 400, 200]
@@ -410,8 +412,9 @@ def test_clients_wait_as_they_are_told_while_the_queue_is_full(
     queue = up.service.engine.queue
     monkeypatch.setattr(queue, "fixed_tokens", 1)
     monkeypatch.setattr(queue, "rate", 100.0)
-    [busy] = later(lambda: up.post("/embed", inputs="a word or two that take a while in the model"))
+    busy = later(*[lambda: up.post("/embed", inputs="a word or two that take a while in the model")] * 3)
     assert gate.came.wait(20)
+    until(lambda: queue.counted > 1)
     refused = up.http.post("/v1/embeddings", json={"input": "a"})
     assert (refused.status_code, refused.json()["error"]["code"]) == (429, "overloaded")
     assert 0 < int(refused.headers["retry-after-ms"]) < 1000 * int(refused.headers["retry-after"]) <= 1000
@@ -421,7 +424,7 @@ def test_clients_wait_as_they_are_told_while_the_queue_is_full(
     [patient] = later(lambda: up.openai(max_retries=20).embeddings.create(input="a", model="small"))
     until(lambda: up.metric("jasper_ray_requests_total", status="429") > refusals)
     gate.opened.set()
-    found, _ = results([patient, busy])
+    found, *_ = results([patient, *busy])
     assert len(found.data[0].embedding) == 32
 
 
@@ -604,3 +607,13 @@ def test_a_line_of_the_log_is_json_without_texts(
     assert [(line["status"], line["key"]) for line in lines[1:]] == [(400, "search"), (401, "-")]
     ours = [one.getMessage() for one in caplog.records if one.name.startswith("jasper_ray")]
     assert not any(word in line for line in ours for word in ("private", SECRET))
+
+
+def test_a_body_that_does_not_come_is_given_up(up: Up, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gateway, "SLOW_S", 0.2)
+    port = up.http.base_url.port
+    assert port
+    with socket.create_connection(("127.0.0.1", port), timeout=20) as line:
+        line.sendall(b"POST /embed HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n")
+        line.sendall(f"authorization: Bearer {SECRET}\r\n\r\n{{".encode())
+        assert line.recv(65536).startswith(b"HTTP/1.1 408 ")

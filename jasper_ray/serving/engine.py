@@ -16,7 +16,7 @@ from jasper_ray.encoders import StudentEncoder, TokenEncoder
 from jasper_ray.encoders.budget import TokenBudget
 from jasper_ray.serving.errors import Refusal, bad_request, check_size, too_large, unavailable
 from jasper_ray.serving.inputs import Prepared
-from jasper_ray.serving.queue import Row, TokenQueue, Work
+from jasper_ray.serving.queue import SHARE, Row, TokenQueue, Work
 
 logger = logging.getLogger(__name__)
 
@@ -117,9 +117,9 @@ class Engine:
         with self._arrived:
             if self.dead or self._closed:
                 raise unavailable(self.dead or "the server is stopping")
-            admission.hand_over(inputs)
+            admission.hand_over()
             work.queued_s = time.perf_counter()
-            self.queue.rows += [Row(work, place, one, self._kind(one)) for place, one in enumerate(inputs)]
+            self.queue.put([Row(work, place, one, self._kind(one)) for place, one in enumerate(inputs)])
             self._arrived.notify()
         try:
             await work.answer
@@ -133,10 +133,7 @@ class Engine:
 
     def run(self) -> None:
         """Embed batch after batch until `close`."""
-        while True:
-            batch = self._next()
-            if batch is None:
-                return
+        while (batch := self._next()) is not None:
             began = time.perf_counter()
             outcomes, computed = self._outcomes(batch)
             self._answer(batch, outcomes, computed, time.perf_counter() - began)
@@ -144,25 +141,26 @@ class Engine:
     def _next(self) -> list[Row] | None:
         """The next batch, None at the end. One that is not full waits shortly for requests that are being read."""
         with self._arrived:
-            while not self.queue.rows:
+            while not self.queue.lines:
                 if self._closed:
                     return None
                 self._arrived.wait()
             deadline = time.perf_counter() + self.wait_s
-            while self.coming and self._room() and (left := deadline - time.perf_counter()) > 0:
+            while self.coming and self._room and (left := deadline - time.perf_counter()) > 0:
                 self._arrived.wait(left)
             if self._forsaken:
                 self._forsaken = False
-                self.queue.waiting -= self.queue.drop_abandoned()
+                self.queue.drop_abandoned()
             batch = self.queue.take(self.budget.tokens, self.budget.max_rows)
-            self._plenty = bool(self.queue.rows)
+            self._plenty = bool(self.queue.lines)
             now = time.perf_counter()
             for row in batch:
                 row.work.began_s = row.work.began_s or now
             return batch
 
+    @property
     def _room(self) -> bool:
-        return sum(row.input.tokens for row in self.queue.rows[: self.budget.max_rows]) < self.budget.tokens
+        return self.queue.ready < self.budget.tokens
 
     def _outcomes(self, batch: Sequence[Row]) -> tuple[list[Outcome], int]:
         """What became of each row. A batch that fails is halved until the row that is to blame stands alone."""
@@ -172,7 +170,7 @@ class Engine:
             return self._vectors(batch)
         except Exception as error:
             if len(batch) == 1:
-                return [self._blame(error)], 0
+                return [self._blame(error, batch[0].input)], 0
         half = len(batch) // 2
         first, computed = self._outcomes(batch[:half])
         second, more = self._outcomes(batch[half:])
@@ -197,13 +195,16 @@ class Engine:
             for place, row in enumerate(batch)
         ], computed
 
-    def _blame(self, error: Exception) -> Refusal:
-        """Whether one input is to blame, or the model is dead: then it cannot embed a plain token either."""
+    def _blame(self, error: Exception, one: Prepared) -> Refusal:
+        """Whether one input is to blame, or the model is dead: then it cannot embed the plainest input either."""
         if isinstance(error, ConfigError):  # it does not fit into memory, even alone
             return too_large(str(error), "input", "out_of_memory")
         logger.error("an input failed in the model: %s", type(error).__name__)
         try:
             self.encoder.encode_tokens([np.zeros(1, np.int32)], self.encoder.dims[:1])
+            if one.pixels_3SS is not None and isinstance(self.encoder, StudentEncoder):
+                black_B3SS = np.zeros_like(one.pixels_3SS)[None]
+                self.encoder.encode_pixels([one.ids], black_B3SS, self.encoder.dims[:1])
         except Exception as again:
             self.dead = f"the model has failed ({type(again).__name__}); this replica is about to be replaced"
             logger.exception("the model has failed")
@@ -214,7 +215,8 @@ class Engine:
         tokens = sum(row.input.tokens for row in batch)
         with self._arrived:
             self._busy_s += seconds
-            self.queue.waiting -= tokens
+            for row in batch:
+                self.queue.leave(row.work, row.input.tokens)
             if computed and self._plenty:  # a batch of all there was tells how little was asked, not what the model can
                 self.queue.drained(tokens, seconds)
         assert self._loop
@@ -234,25 +236,25 @@ class Admission:
 
     def __init__(self, engine: Engine, tokens: int) -> None:
         self.engine = engine
-        self.tokens = tokens
+        self.tokens = min(tokens, int(engine.queue.budget * SHARE))
+        self.open = True
 
     def __enter__(self) -> Admission:
         with self.engine._arrived:
-            self.engine.queue.waiting += self.tokens
+            self.engine.queue.reserve(self.tokens)
             self.engine.coming += 1
         return self
 
-    def hand_over(self, inputs: Sequence[Prepared]) -> None:
+    def hand_over(self) -> None:
         """From now on the rows themselves count; called with the engine's lock held."""
         self.engine.coming -= 1
-        self.engine.queue.waiting += sum(one.tokens for one in inputs) - self.tokens
-        self.tokens = -1
+        self.engine.queue.reserve(-self.tokens)
+        self.open = False
 
     def __exit__(self, *_: object) -> None:
-        if self.tokens >= 0:  # it never came to the queue
+        if self.open:  # it never came to the queue
             with self.engine._arrived:
-                self.engine.coming -= 1
-                self.engine.queue.waiting -= self.tokens
+                self.hand_over()
                 self.engine._arrived.notify()
 
 

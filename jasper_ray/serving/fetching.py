@@ -65,7 +65,7 @@ async def fetched(url: str, most: int, resolver: AbstractResolver | None = None)
     timeout = aiohttp.ClientTimeout(total=TIMEOUT_S)
     try:
         async with (
-            aiohttp.ClientSession(connector=connector, timeout=timeout) as session,
+            aiohttp.ClientSession(connector=connector, timeout=timeout, auto_decompress=False) as session,
             session.get(url, allow_redirects=False) as answer,
         ):
             return await body_of(answer, most)

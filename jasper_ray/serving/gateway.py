@@ -7,11 +7,12 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from importlib import resources
 from typing import Any
 
 import orjson
+from anyio import fail_after
 from pydantic import BaseModel, ValidationError
 from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect, Request
@@ -32,6 +33,8 @@ access = logging.getLogger("jasper_ray.access")
 
 ENDPOINTS = (*openai.ENDPOINTS, *tei.ENDPOINTS, *cohere.ENDPOINTS)
 WITHOUT_KEY = ("/health",)
+SLOW_S = 30.0
+"""How long a body may take to come."""
 REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 PAGE_HEADERS = {
     "content-security-policy": "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
@@ -125,18 +128,23 @@ class OneBody:
         self.taken = 0
 
     async def __aenter__(self) -> bytes:
-        parts = []
         try:
             self.check(said_length(self.request))
-            async for part in self.request.stream():
-                self.taken += len(part)
-                self.bodies.room -= len(part)
-                self.check(self.taken)
-                parts.append(part)
-        except BaseException:
+            with fail_after(SLOW_S):
+                return b"".join([part async for part in self._parts()])
+        except BaseException as error:
             self.bodies.room += self.taken
+            if isinstance(error, TimeoutError):
+                message = f"the body did not come within {SLOW_S:g} s; send it anew"
+                raise Refusal(408, "body_too_slow", message) from error
             raise
-        return b"".join(parts)
+
+    async def _parts(self) -> AsyncIterator[bytes]:
+        async for part in self.request.stream():
+            self.taken += len(part)
+            self.bodies.room -= len(part)
+            self.check(self.taken)
+            yield part
 
     async def __aexit__(self, *_: object) -> None:
         self.bodies.room += self.taken

@@ -1,10 +1,16 @@
-"""What waits for the model: how much may, and which of it goes next. Knows no threads and no model."""
+"""What waits for the model: how much may, and which of it goes next. Knows no threads and no model.
+
+Requests take turns at leading a batch, so that one of two thousand texts delays one of a single text by a batch, and
+not by two thousand texts. For the same reason a large request counts for a share of the budget at most: it does not
+shut the others out while it is worked on.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain, islice
 
 import numpy as np
 
@@ -12,7 +18,9 @@ from jasper_ray.serving.errors import overloaded
 from jasper_ray.serving.inputs import Prepared
 
 WINDOW = 512
-"""Rows among which a batch looks for others of its length."""
+"""Rows among which a batch looks for others of its length; more where more fit into it."""
+SHARE = 0.5
+"""Of the budget that one request can fill."""
 FADING = 0.9
 """What the rate of draining keeps of what it was, at every batch."""
 
@@ -25,6 +33,11 @@ class Work:
     answer: asyncio.Future[list[dict[int, np.ndarray]]]
     rows: list[dict[int, np.ndarray] | None]
     left: int
+    """Rows that are not embedded."""
+    tokens: int = 0
+    """Tokens of these."""
+    most: float = 0.0
+    """Tokens that count against the budget, at most."""
     queued_s: float = 0.0
     """When it was queued."""
     began_s: float = 0.0
@@ -52,7 +65,7 @@ class Row:
 
 @dataclass
 class TokenQueue:
-    """Rows in the order of their coming, and a budget of tokens for what may wait."""
+    """Requests in the order of their turns, and a budget of tokens for what may wait."""
 
     seconds: float
     """Of work that may wait, at the rate of draining."""
@@ -62,7 +75,12 @@ class TokenQueue:
     """Tokens a second that the model embeds while it works."""
     waiting: int = 0
     """Tokens that are admitted and not yet embedded."""
-    rows: list[Row] = field(default_factory=list)
+    counted: float = 0.0
+    """What of them counts against the budget."""
+    ready: int = 0
+    """Tokens of the rows that could go into a batch now."""
+    lines: dict[Work, list[Row]] = field(default_factory=dict)
+    """The rows of each request that have not gone into a batch; whose turn it is stands first."""
 
     @property
     def budget(self) -> float:
@@ -74,35 +92,63 @@ class TokenQueue:
         """Seconds until all that waits now is embedded."""
         return self.waiting / self.rate
 
+    @property
+    def rows(self) -> Iterator[Row]:
+        """What waits, in the order of turns."""
+        return chain.from_iterable(self.lines.values())
+
     def check(self) -> None:
         """Refuse more where too much waits: the same for one input and for a thousand, so that none is starved.
 
         Raises:
             Refusal: with the seconds in which the excess will be embedded.
         """
-        excess = self.waiting - self.budget
+        excess = self.counted - self.budget
         if excess > 0:
             raise overloaded(max(excess / self.rate, 0.05))
+
+    def reserve(self, tokens: int) -> None:
+        """Count a request that is being read, by a guess; less than nothing takes the guess back."""
+        self.waiting += tokens
+        self.counted += tokens
+
+    def put(self, rows: Sequence[Row]) -> None:
+        """Queue the rows of one request."""
+        work = rows[0].work
+        work.tokens, work.most = sum(row.input.tokens for row in rows), self.budget * SHARE
+        self.lines[work] = list(rows)
+        self.ready += work.tokens
+        self.waiting += work.tokens
+        self.counted += min(work.tokens, work.most)
+
+    def leave(self, work: Work, tokens: int) -> None:
+        """Count tokens of a request no longer: they are embedded, or nobody waits for them."""
+        before = min(work.tokens, work.most)
+        work.tokens -= tokens
+        self.waiting -= tokens
+        self.counted -= before - min(work.tokens, work.most)
 
     def drained(self, tokens: int, seconds: float) -> None:
         """Learn from a batch how fast the model is when it has plenty to do."""
         self.rate = FADING * self.rate + (1 - FADING) * tokens / max(seconds, 1e-6)
 
-    def drop_abandoned(self) -> int:
-        """Forget rows nobody waits for; their tokens."""
-        gone = sum(row.input.tokens for row in self.rows if row.work.abandoned)
-        if gone:
-            self.rows = [row for row in self.rows if not row.work.abandoned]
-        return gone
+    def drop_abandoned(self) -> None:
+        """Forget rows that nobody waits for."""
+        for work in [work for work in self.lines if work.abandoned]:
+            gone = sum(row.input.tokens for row in self.lines.pop(work))
+            self.ready -= gone
+            self.leave(work, gone)
 
     def take(self, tokens: int, max_rows: int) -> list[Row]:
-        """The next batch: the row that came first, and the rows most like it in length which came soon after.
+        """The next batch: the first row of the request whose turn it is, and the rows near it that are most alike in
+        length, whichever requests they belong to. That request's next turn comes after all others'.
 
         Rows times the longest of them is at most `tokens`, unless the first row alone has more.
         """
-        if not self.rows:
+        first = next(self.rows, None)
+        if first is None:
             return []
-        first, near = self.rows[0], self.rows[:WINDOW]
+        near = list(islice(self.rows, max(WINDOW, min(max_rows, tokens // first.input.tokens))))
         alike = [row for row in near[1:] if row.kind == first.kind]
         alike.sort(key=lambda row: abs(row.input.tokens - first.input.tokens))
         batch, longest = [first], first.input.tokens
@@ -111,6 +157,15 @@ class TokenQueue:
             if len(batch) == max_rows or longest * (len(batch) + 1) > tokens:
                 break
             batch.append(row)
-        chosen = set(map(id, batch))
-        self.rows[:WINDOW] = [row for row in near if id(row) not in chosen]
+        self._take_out(batch)
         return batch
+
+    def _take_out(self, batch: Sequence[Row]) -> None:
+        self.ready -= sum(row.input.tokens for row in batch)
+        chosen = set(map(id, batch))
+        for work in {id(row.work): row.work for row in batch}.values():
+            line = [row for row in self.lines[work] if id(row) not in chosen]
+            if work is batch[0].work or not line:
+                del self.lines[work]
+            if line:
+                self.lines[work] = line
