@@ -16,10 +16,25 @@ from typing import Any
 import torch
 
 from jasper_ray import command
-from jasper_ray.benchmarks import distill, embed, embed_device, embed_scale, embed_stream, losses, stream, train
+from jasper_ray.benchmarks import (
+    distill,
+    embed,
+    embed_device,
+    embed_scale,
+    embed_stream,
+    losses,
+    overload,
+    serve,
+    stream,
+    train,
+)
 from jasper_ray.recipe import load_recipe
+from jasper_ray.vectors import Dtype
 
 Records = list[dict[str, Any]]
+
+SERVER = Path(__file__).with_name("serve.py")
+"""What users start."""
 
 
 def arguments() -> argparse.Namespace:
@@ -53,6 +68,7 @@ def arguments() -> argparse.Namespace:
     of_stream.add_argument("--rows", type=int, default=1_000_000, help="lines of the corpus (default 1000000)")
     of_stream.set_defaults(run=run_stream)
     add_embedding(named, common)
+    add_serving(named, common)
     return parser.parse_args()
 
 
@@ -100,6 +116,28 @@ def add_device(named: argparse._SubParsersAction[argparse.ArgumentParser], commo
     of_device.set_defaults(run=run_embed_device)
 
 
+def add_serving(named: argparse._SubParsersAction[argparse.ArgumentParser], common: argparse.ArgumentParser) -> None:
+    of_serve = named.add_parser("serve", parents=[common], help="our server against Infinity's, and the model alone")
+    of_serve.add_argument("--seconds", type=float, default=8, help="of every point (default 8)")
+    of_serve.add_argument("--rounds", type=int, default=1, help="times each side runs (default 1)")
+    of_serve.add_argument("--precision", default="both", choices=["float32", "bfloat16", "both"])
+    of_serve.add_argument("--peer-venv", type=Path, metavar="DIR", help="an environment with infinity_emb (made once)")
+    of_serve.add_argument("--peer-batch", type=int, default=32, help="rows of Infinity's batches (its default, 32)")
+    of_serve.set_defaults(run=run_serve)
+    of_overload = named.add_parser(
+        "serve-overload", parents=[common], help="our server, asked ten times what it can do: answers, delay, memory"
+    )
+    of_overload.add_argument("--seconds", type=float, default=60, help="of too much (default 60)")
+    of_overload.add_argument("--inputs", type=int, default=8, help="texts of a request (default 8)")
+    of_overload.add_argument("--precision", default="float32", choices=["float32", "bfloat16"])
+    of_overload.set_defaults(run=run_overload)
+    for parser_ in (of_serve, of_overload):
+        parser_.add_argument(
+            "--model", default="pypi:all-MiniLM-L6-v2", help="student or other model (all-MiniLM-L6-v2)"
+        )
+        parser_.add_argument("--threads", type=int, default=os.cpu_count(), help="torch's threads of a server (all)")
+
+
 def run_losses(options: argparse.Namespace) -> tuple[Records, Callable[[Records], str]]:
     return losses.benchmark_losses(options.threads, options.device), losses.render
 
@@ -143,6 +181,18 @@ def run_embed_device(options: argparse.Namespace) -> tuple[Records, Callable[[Re
     sizes = options.tokens, options.rows
     records = embed_device.benchmark_embed_device(load_recipe(options.recipe), *sizes, options.device, options.peak)
     return records, embed_device.render
+
+
+def run_serve(options: argparse.Namespace) -> tuple[Records, Callable[[Records], str]]:
+    precisions: list[Dtype] = ["float32", "bfloat16"] if options.precision == "both" else [options.precision]
+    peer = options.peer_venv, options.peer_batch
+    bench = serve.Bench(options.model, options.threads, options.seconds, SERVER, *peer)
+    return serve.benchmark_serve(bench, precisions, options.rounds), serve.render
+
+
+def run_overload(options: argparse.Namespace) -> tuple[Records, Callable[[Records], str]]:
+    bench = serve.Bench(options.model, options.threads, options.seconds, SERVER)
+    return overload.benchmark_overload(bench, options.precision, options.inputs), overload.render
 
 
 def machine() -> dict[str, str]:

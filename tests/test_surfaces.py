@@ -457,7 +457,7 @@ def test_a_fault_of_our_own_says_nothing_of_the_request(
     assert (answer.status_code, answer.json()["error"]["code"]) == (500, "internal_error")
     assert answer.headers["content-type"] == "application/json"
     assert answer.headers["x-jasper-model"]
-    assert re.search(r"failed: RuntimeError at .*test_surfaces\.py:\d+", caplog.text)
+    until(lambda: re.search(r"failed: RuntimeError at .*test_surfaces\.py:\d+", caplog.text))
     assert "a text of" not in caplog.text
     assert "private" not in caplog.text
 
