@@ -14,7 +14,7 @@ from serving import served
 from small_student import small_student
 
 from jasper_ray import load_student
-from jasper_ray.benchmarks.infinity import infinity_command
+from jasper_ray.benchmarks.infinity import infinity_program
 from jasper_ray.benchmarks.load import LOST, Address, Reply, Tally, closed_loop, open_loop, post, read_answer
 from jasper_ray.benchmarks.overload import overload, render
 from jasper_ray.benchmarks.serve import (
@@ -198,4 +198,4 @@ def test_a_server_that_does_not_start_is_told_with_its_last_words() -> None:
 
 def test_an_environment_without_infinity_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"there is no .*infinity_emb; give --peer-venv"):
-        infinity_command(tmp_path, "model", 1, "float32", 32)
+        infinity_program(tmp_path)

@@ -1,5 +1,5 @@
 """Infinity, the server that ours is compared with: in a virtual environment of its own, since it needs older
-libraries than we do, and with what makes it fastest on processors."""
+libraries than we do (Python 3.12 at most, for its numpy), and with what makes it fastest on processors."""
 
 from __future__ import annotations
 
@@ -34,11 +34,20 @@ NAME = "model"
 PATH = "/v1/embeddings"
 
 
-def infinity_command(peer_venv: Path | None, model: str, port: int, precision: str, batch: int) -> list[str]:
-    """How Infinity serves a sentence-transformers folder, in fused layers without padding (`bettertransformer`)."""
+def infinity_program(peer_venv: Path | None) -> Path:
+    """Infinity's command, in that environment or in one that is made here.
+
+    Raises:
+        ConfigError: it is not there, or cannot be made.
+    """
     program = (peer_venv or environment()) / "bin" / "infinity_emb"
     if not program.is_file():
         raise ConfigError(f"there is no {program}; give --peer-venv the folder of an environment that has infinity_emb")
+    return program
+
+
+def infinity_command(program: Path, model: str, port: int, precision: str, batch: int) -> list[str]:
+    """How Infinity serves a sentence-transformers folder, in fused layers without padding (`bettertransformer`)."""
     said = {
         "--model-id": model,
         "--served-model-name": NAME,

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ import torch
 
 from jasper_ray.assets import locate
 from jasper_ray.benchmarks.embed import mixed_lines
-from jasper_ray.benchmarks.infinity import NAME, PATH, infinity_command, infinity_environment
+from jasper_ray.benchmarks.infinity import NAME, PATH, infinity_command, infinity_environment, infinity_program
 from jasper_ray.benchmarks.load import closed_loop
 from jasper_ray.benchmarks.process import in_fresh_process
 from jasper_ray.benchmarks.servers import Running, free_port, server
@@ -93,10 +94,10 @@ class Bench:
         command += ["--precision", precision, "--threads", str(self.threads)]
         return server(command, "/v1/embeddings", NAME, port, {"OMP_NUM_THREADS": str(self.threads)})
 
-    def infinity(self, precision: Dtype) -> AbstractContextManager[Running]:
+    def infinity(self, program: Path, precision: Dtype) -> AbstractContextManager[Running]:
         """Infinity's."""
         port = free_port()
-        command = infinity_command(self.peer_venv, locate(self.model), port, precision, self.peer_batch)
+        command = infinity_command(program, locate(self.model), port, precision, self.peer_batch)
         return server(command, PATH, NAME, port, infinity_environment(self.threads))
 
 
@@ -111,7 +112,9 @@ def benchmark_serve(bench: Bench, precisions: Sequence[Dtype], rounds: int) -> R
     """
     lines = short_lines(LINES)
     exact_ND = own_vectors(bench.model, lines[:COMPARED])
-    sides = {"ours": bench.ours, "Infinity": bench.infinity}
+    program = infinity_program(bench.peer_venv)  # before anything is timed: it may have to be made
+    peer = partial(bench.infinity, program)
+    sides = {"ours": bench.ours, "Infinity": peer}
     found: dict[tuple[str, str, Point], Records] = {}
     alone: dict[str, list[float]] = {}
     for _ in range(rounds):
