@@ -33,6 +33,8 @@ from jasper_ray.serving.opening import BATCH_TOKENS
 from jasper_ray.vectors import Dtype, least_cosine
 
 Records = list[dict[str, Any]]
+Side = Callable[[Dtype], AbstractContextManager[Running]]
+"""Starts a server in a precision."""
 
 LINES = 4096
 CHARS = 120
@@ -113,8 +115,7 @@ def benchmark_serve(bench: Bench, precisions: Sequence[Dtype], rounds: int) -> R
     lines = short_lines(LINES)
     exact_ND = own_vectors(bench.model, lines[:COMPARED])
     program = infinity_program(bench.peer_venv)  # before anything is timed: it may have to be made
-    peer = partial(bench.infinity, program)
-    sides = {"ours": bench.ours, "Infinity": peer}
+    sides: dict[str, Side] = {"ours": bench.ours, "Infinity": partial(bench.infinity, program)}
     found: dict[tuple[str, str, Point], Records] = {}
     alone: dict[str, list[float]] = {}
     for _ in range(rounds):
