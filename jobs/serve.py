@@ -61,7 +61,7 @@ def add_copies(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--replicas", default="1", metavar="MIN[:MAX]", help="copies of the model, by the load (1)")
     group.add_argument("--cpus", type=float, metavar="N", help="processors reserved for a copy (all, among the copies)")
     group.add_argument("--gpus", type=float, metavar="N", help="GPUs reserved for a copy, maybe a fraction (0)")
-    group.add_argument("--threads", type=int, metavar="N", help="torch's threads in a copy (as many as --cpus)")
+    group.add_argument("--threads", type=int, metavar="N", help="batches side by side in a copy (as many as --cpus)")
 
 
 def main() -> None:

@@ -147,6 +147,11 @@ def test_a_large_request_fills_half_of_the_budget_at_most() -> None:
     assert (queue.waiting, queue.counted) == (1001, 101)
 
 
+def test_a_batch_is_padded_little() -> None:
+    queue = queue_of(*(row(tokens) for tokens in (10, 10, 12, 13, 40)))
+    assert lengths(queue.take(200, 99, padding=4)) == [10, 10, 12]
+
+
 def test_kinds_do_not_mix() -> None:
     queue = queue_of(row(5, "a"), row(5, "b"), row(5, "a"))
     assert [one.kind for one in queue.take(100, 99)] == ["a", "a"]
@@ -209,10 +214,10 @@ def held(student: StudentEncoder) -> Held:
 
 
 @asynccontextmanager
-async def running(encoder: StudentEncoder, **queue: Any) -> AsyncIterator[Engine]:
+async def running(encoder: StudentEncoder, threads: int = 1, **queue: Any) -> AsyncIterator[Engine]:
     """An engine that embeds until the end of the block."""
     queue = {"seconds": 10.0, "rate": 1e4, **queue}
-    engine = Engine(encoder, TokenBudget(1024), TokenQueue(**queue), 1000, 0.002, Metrics())
+    engine = Engine(encoder, TokenBudget(1024), TokenQueue(**queue), 1000, 0.002, Metrics(), threads)
     engine.start()
     try:
         yield engine
@@ -324,16 +329,20 @@ def test_who_goes_away_leaves_the_queue(held: Held) -> None:
     asyncio.run(tell())
 
 
-def test_no_company_and_no_order_changes_a_vector(student: StudentEncoder) -> None:
+@pytest.mark.parametrize("threads", [1, 3])
+def test_no_company_no_order_and_no_thread_changes_a_vector(student: StudentEncoder, threads: int) -> None:
     generator = np.random.default_rng(1)
     rows = [generator.integers(1000, 20000, length).tolist() for length in generator.integers(2, 60, 80)]
 
     async def tell() -> None:
-        async with running(student, seconds=1e6) as engine:
+        async with running(student, threads, seconds=1e6) as engine:
             engine.request_tokens = 10**6
             whole = await ask(engine, *rows, head=96)
             parts = await asyncio.gather(*(ask(engine, one, head=96) for one in rows[::-1]))
             np.testing.assert_allclose(np.concatenate(parts)[::-1], whole, atol=1e-5)
+            alone = [student.encode_tokens([np.array(one, np.int32)], [96])[96] for one in rows]
+            np.testing.assert_allclose(np.concatenate(alone), whole, atol=1e-5)
+            assert (engine.queue.waiting, engine.queue.ready, round(engine.queue.counted)) == (0, 0, 0)
 
     asyncio.run(tell())
 

@@ -1,4 +1,4 @@
-"""The model in a thread of its own, fed with batches of tokens across requests."""
+"""The model in threads of its own, fed with batches of tokens across requests."""
 
 from __future__ import annotations
 
@@ -20,6 +20,9 @@ from jasper_ray.serving.queue import SHARE, Row, TokenQueue, Work
 
 logger = logging.getLogger(__name__)
 
+PADDING = 1 / 16
+"""Of a full batch's tokens, what padding may take of a batch: more, and two batches are faster than one."""
+
 Vectors = dict[int, np.ndarray]
 """Of one row: its unit vector by head."""
 Outcome = Vectors | Exception
@@ -36,7 +39,8 @@ class Watching(Protocol):
 class Engine:
     """Rows in, vectors out; one input that fails, fails alone.
 
-    Everything but `run` belongs to the event loop; the lock guards what both touch.
+    Everything but `run` belongs to the event loop; the lock guards what both touch. Several threads may embed side by
+    side: on processors two batches in two threads are faster than one batch in two threads after the other.
     """
 
     def __init__(
@@ -47,6 +51,7 @@ class Engine:
         request_tokens: int,
         wait_s: float,
         watching: Watching,
+        threads: int = 1,
     ) -> None:
         self.encoder = encoder
         self.budget = budget
@@ -60,31 +65,35 @@ class Engine:
         """Why the model answers no more."""
         self._arrived = threading.Condition()
         self._closed = False
-        self._plenty = False
-        """Whether more waited than went into the batch that is being embedded."""
+        self._idle = 0
+        """Threads that have nothing to do."""
         self._forsaken = False
         self._busy_s = 0.0
+        self._answered_s = 0.0
+        """When a batch was last answered, if more waited then."""
         self._asked = (time.perf_counter(), 0.0)
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._thread = threading.Thread(target=self.run, name="model", daemon=True)
+        self._threads = [threading.Thread(target=self.run, name="model", daemon=True) for _ in range(threads)]
 
     def start(self) -> None:
         """Begin to embed; answers go to the event loop that runs now."""
         self._loop = asyncio.get_running_loop()
-        self._thread.start()
+        for thread in self._threads:
+            thread.start()
 
     def close(self) -> None:
-        """Take no more, and end the thread once what waits is embedded."""
+        """Take no more, and end the threads once what waits is embedded."""
         with self._arrived:
             self._closed = True
-            self._arrived.notify()
-        self._thread.join(timeout=5)
+            self._arrived.notify_all()
+        for thread in self._threads:
+            thread.join(timeout=5)
 
     def busy_share(self) -> float:
         """The share of the time since this was last asked in which the model worked."""
         now, busy_s = time.perf_counter(), self._busy_s
         (before, busy_before), self._asked = self._asked, (now, busy_s)
-        return (busy_s - busy_before) / max(now - before, 1e-3)
+        return (busy_s - busy_before) / max(now - before, 1e-3) / len(self._threads)
 
     def check(self) -> None:
         """Refuse at once what could not be answered, before any of it is read.
@@ -120,7 +129,7 @@ class Engine:
             admission.hand_over()
             work.queued_s = time.perf_counter()
             self.queue.put([Row(work, place, one, self._kind(one)) for place, one in enumerate(inputs)])
-            self._arrived.notify()
+            self._arrived.notify_all()
         try:
             await work.answer
         except BaseException:  # the client has gone, or a row has failed: the others need not be embedded
@@ -133,30 +142,42 @@ class Engine:
 
     def run(self) -> None:
         """Embed batch after batch until `close`."""
-        while (batch := self._next()) is not None:
+        while batch := self._next():
             began = time.perf_counter()
             outcomes, computed = self._outcomes(batch)
             self._answer(batch, outcomes, computed, time.perf_counter() - began)
 
-    def _next(self) -> list[Row] | None:
-        """The next batch, None at the end. One that is not full waits shortly for requests that are being read."""
+    def _next(self) -> list[Row]:
+        """The next batch, nothing at the end."""
         with self._arrived:
-            while not self.queue.lines:
-                if self._closed:
-                    return None
-                self._arrived.wait()
-            deadline = time.perf_counter() + self.wait_s
-            while self.coming and self._room and (left := deadline - time.perf_counter()) > 0:
-                self._arrived.wait(left)
-            if self._forsaken:
-                self._forsaken = False
-                self.queue.drop_abandoned()
-            batch = self.queue.take(self.budget.tokens, self.budget.max_rows)
-            self._plenty = bool(self.queue.lines)
-            now = time.perf_counter()
-            for row in batch:
-                row.work.began_s = row.work.began_s or now
+            self._idle += 1
+            batch: list[Row] = []
+            while not batch and (self.queue.lines or not self._closed):
+                if not self.queue.lines:
+                    self._arrived.wait()
+                self._wait_for_more()
+                batch = self._batch()  # empty where another thread was faster, or everyone who waited has gone
+            self._idle -= 1
             return batch
+
+    def _wait_for_more(self) -> None:
+        """Give requests that are being read a moment to join a batch which is not full."""
+        deadline = time.perf_counter() + self.wait_s
+        while self.queue.lines and self.coming and self._room and (left := deadline - time.perf_counter()) > 0:
+            self._arrived.wait(left)
+
+    def _batch(self) -> list[Row]:
+        """What this thread embeds next: its share, where others have nothing to do."""
+        if self._forsaken:
+            self._forsaken = False
+            self.queue.drop_abandoned()
+        full = self.budget.tokens
+        share = min(full, -(-self.queue.ready // self._idle))
+        batch = self.queue.take(share, self.budget.max_rows, PADDING * full)
+        now = time.perf_counter()
+        for row in batch:
+            row.work.began_s = row.work.began_s or now
+        return batch
 
     @property
     def _room(self) -> bool:
@@ -217,11 +238,18 @@ class Engine:
             self._busy_s += seconds
             for row in batch:
                 self.queue.leave(row.work, row.input.tokens)
-            if computed and self._plenty:  # a batch of all there was tells how little was asked, not what the model can
-                self.queue.drained(tokens, seconds)
+            self._learn(tokens if computed else 0)
         assert self._loop
         self._tell(deliver, batch, outcomes, seconds)
         self._tell(self.watching.batch, len(batch), tokens, computed, seconds)
+
+    def _learn(self, tokens: int) -> None:
+        """The speed, from one batch's end to the next, if more waited all the while: all threads together, and with
+        what else takes the processors. A batch of all there was would tell how little was asked for."""
+        now = time.perf_counter()
+        if self._answered_s and tokens:
+            self.queue.drained(tokens, now - self._answered_s)
+        self._answered_s = now if self.queue.lines else 0.0
 
     def _tell(self, told: Callable[..., None], *values: object) -> None:
         assert self._loop

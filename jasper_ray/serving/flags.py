@@ -13,6 +13,7 @@ REPLICA_FLAGS = {
 }
 FLAGS = {
     **REPLICA_FLAGS,
+    "RAY_worker_niceness": "0",  # what answers people is no background work
     "RAY_SERVE_ENABLE_HA_PROXY": "1",  # HAProxy, not a Python process, passes requests on
     "RAY_SERVE_ENABLE_DIRECT_INGRESS": "1",  # and straight to the replicas
     "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",  # embedding twice does no harm

@@ -49,16 +49,17 @@ def open_service(settings: ServeSettings, book: Book, replica: str = "0") -> Ser
     prompt_text(encoder.prompts, prompt)
     preparer = Preparer(encoder, settings.limits, settings.tokenizers)
     metrics = Metrics()
-    queue = TokenQueue(settings.limits.queue_s, settings.limits.queue_tokens)
     budget = TokenBudget(settings.batch_tokens or BATCH_TOKENS["cuda" if settings.copies.gpus else "cpu"])
-    queue.rate = warm_up(encoder, budget, preparer.max_length)
-    logger.info("%s answers in %s, %d tokens/s", settings.served_name, precision, queue.rate)
+    threads = settings.threads or (2 if settings.copies.gpus else max(1, round(settings.copies.cpus)))
+    rate = warm_up(encoder, budget, preparer.max_length) * (1 if settings.copies.gpus else threads)
+    queue = TokenQueue(settings.limits.queue_s, settings.limits.queue_tokens, rate)
+    logger.info("%s answers in %s, %d tokens/s", settings.served_name, precision, rate)
     wait_s = settings.batch_wait_ms / 1000
     return Service(
         settings=settings,
         encoder=encoder,
         preparer=preparer,
-        engine=Engine(encoder, budget, queue, settings.limits.request_tokens, wait_s, metrics),
+        engine=Engine(encoder, budget, queue, settings.limits.request_tokens, wait_s, metrics, threads),
         keys=keys,
         book=book,
         metrics=metrics,
@@ -77,7 +78,7 @@ def open_encoder(settings: ServeSettings, revision: str | None) -> tuple[TokenEn
         ConfigError: it does not load, or the precision agrees too little.
     """
     on_gpu = bool(settings.copies.gpus)
-    torch.set_num_threads(settings.threads or max(1, round(settings.copies.cpus)))
+    torch.set_num_threads(1)  # batches side by side take the other processors
     wanted = native_precision(on_gpu) if settings.precision == "auto" else settings.precision
     exact = None
     if wanted != "float32":

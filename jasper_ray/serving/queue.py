@@ -8,6 +8,7 @@ shut the others out while it is worked on.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, islice
@@ -21,8 +22,8 @@ WINDOW = 512
 """Rows among which a batch looks for others of its length; more where more fit into it."""
 SHARE = 0.5
 """Of the budget that one request can fill."""
-FADING = 0.9
-"""What the rate of draining keeps of what it was, at every batch."""
+FADING = 0.95
+"""What counts of the batches before, at every batch, when the rate of draining is told."""
 
 
 @dataclass(eq=False)
@@ -82,6 +83,9 @@ class TokenQueue:
     lines: dict[Work, list[Row]] = field(default_factory=dict)
     """The rows of each request that have not gone into a batch; whose turn it is stands first."""
 
+    def __post_init__(self) -> None:
+        self._drained = (self.rate, 1.0)
+
     @property
     def budget(self) -> float:
         """Tokens that may wait."""
@@ -129,8 +133,10 @@ class TokenQueue:
         self.counted -= before - min(work.tokens, work.most)
 
     def drained(self, tokens: int, seconds: float) -> None:
-        """Learn from a batch how fast the model is when it has plenty to do."""
-        self.rate = FADING * self.rate + (1 - FADING) * tokens / max(seconds, 1e-6)
+        """Learn from tokens that were embedded in a time in which there was always more to do."""
+        before_tokens, before_s = self._drained
+        self._drained = FADING * before_tokens + tokens, FADING * before_s + seconds
+        self.rate = self._drained[0] / self._drained[1]
 
     def drop_abandoned(self) -> None:
         """Forget rows that nobody waits for."""
@@ -139,11 +145,12 @@ class TokenQueue:
             self.ready -= gone
             self.leave(work, gone)
 
-    def take(self, tokens: int, max_rows: int) -> list[Row]:
+    def take(self, tokens: int, max_rows: int, padding: float = math.inf) -> list[Row]:
         """The next batch: the first row of the request whose turn it is, and the rows near it that are most alike in
         length, whichever requests they belong to. That request's next turn comes after all others'.
 
-        Rows times the longest of them is at most `tokens`, unless the first row alone has more.
+        Rows times the longest of them is at most `tokens`, unless the first row alone has more; `padding` tokens of
+        these are padding, at most.
         """
         first = next(self.rows, None)
         if first is None:
@@ -151,10 +158,11 @@ class TokenQueue:
         near = list(islice(self.rows, max(WINDOW, min(max_rows, tokens // first.input.tokens))))
         alike = [row for row in near[1:] if row.kind == first.kind]
         alike.sort(key=lambda row: abs(row.input.tokens - first.input.tokens))
-        batch, longest = [first], first.input.tokens
+        batch, longest, useful = [first], first.input.tokens, first.input.tokens
         for row in alike:
-            longest = max(longest, row.input.tokens)
-            if len(batch) == max_rows or longest * (len(batch) + 1) > tokens:
+            longest, useful = max(longest, row.input.tokens), useful + row.input.tokens
+            computed = longest * (len(batch) + 1)
+            if len(batch) == max_rows or computed > tokens or computed - useful > padding:
                 break
             batch.append(row)
         self._take_out(batch)

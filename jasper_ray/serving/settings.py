@@ -74,7 +74,8 @@ class ServeSettings(Settings):
     max_length: int | None = Field(None, ge=1)
     """Tokens a text is cut to, or refused beyond; the model's own limit when not given."""
     threads: int | None = Field(None, ge=1)
-    """torch's threads in a replica; on processors as many as it reserves."""
+    """Batches that a replica embeds side by side: on processors with one of torch's threads each, as many as it
+    reserves; on a GPU 2, so that one is made ready while the other is computed."""
     batch_tokens: int | None = Field(None, ge=1)
     """Tokens at once: rows times the longest of them; 1,024 on processors, 65,536 on a GPU."""
     batch_wait_ms: float = Field(2.0, ge=0)
