@@ -25,6 +25,7 @@ from jasper_ray.benchmarks import (
     losses,
     overload,
     serve,
+    serve_device,
     stream,
     train,
 )
@@ -136,6 +137,33 @@ def add_serving(named: argparse._SubParsersAction[argparse.ArgumentParser], comm
             "--model", default="pypi:all-MiniLM-L6-v2", help="student or other model (all-MiniLM-L6-v2)"
         )
         parser_.add_argument("--threads", type=int, default=os.cpu_count(), help="torch's threads of a server (all)")
+    add_serving_device(named, common)
+
+
+def add_serving_device(
+    named: argparse._SubParsersAction[argparse.ArgumentParser], common: argparse.ArgumentParser
+) -> None:
+    of_device = named.add_parser(
+        "serve-device",
+        parents=[common],
+        help="our server with a recipe's student on one device, against the model alone",
+    )
+    of_device.add_argument("--recipe", default="jasper-2b", help="whose student (jasper-2b)")
+    of_device.add_argument("--tokens", type=int, help="tokens of a text of full length (max_length)")
+    of_device.add_argument("--inputs", type=int, default=1, help="texts of a request (default 1)")
+    of_device.add_argument(
+        "--clients", type=numbers, default=(1, 4, 16, 64, 256), metavar="N,N", help="at once (1,4,16,64,256)"
+    )
+    of_device.add_argument(
+        "--seconds", type=float, default=8, help="of every point; more where rounds are slow (default 8)"
+    )
+    of_device.add_argument("--device", default="cuda", choices=["cuda", "cpu"], help="where (default cuda)")
+    of_device.set_defaults(run=run_serve_device)
+
+
+def numbers(told: str) -> tuple[int, ...]:
+    """`1,4,16` as numbers."""
+    return tuple(int(one) for one in told.split(","))
 
 
 def run_losses(options: argparse.Namespace) -> tuple[Records, Callable[[Records], str]]:
@@ -193,6 +221,12 @@ def run_serve(options: argparse.Namespace) -> tuple[Records, Callable[[Records],
 def run_overload(options: argparse.Namespace) -> tuple[Records, Callable[[Records], str]]:
     bench = serve.Bench(options.model, options.threads, options.seconds, SERVER)
     return overload.benchmark_overload(bench, options.precision, options.inputs), overload.render
+
+
+def run_serve_device(options: argparse.Namespace) -> tuple[Records, Callable[[Records], str]]:
+    asking = serve_device.Asking(options.clients, options.inputs, options.seconds)
+    given = options.tokens, options.device, asking, SERVER
+    return serve_device.benchmark_serve_device(load_recipe(options.recipe), *given), serve_device.render
 
 
 def machine() -> dict[str, str]:

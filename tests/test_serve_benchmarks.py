@@ -10,10 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from serving import served
 from small_student import small_student
 
 from jasper_ray import load_student
+from jasper_ray.benchmarks import serve_device
+from jasper_ray.benchmarks.device_work import Work
 from jasper_ray.benchmarks.infinity import infinity_program
 from jasper_ray.benchmarks.load import LOST, Address, Reply, Tally, closed_loop, open_loop, post, read_answer
 from jasper_ray.benchmarks.overload import overload, render
@@ -27,8 +30,11 @@ from jasper_ray.benchmarks.serve import (
     run_plain,
     with_ratios,
 )
+from jasper_ray.benchmarks.serve_device import COLUMNS, Asking, against, benchmark_serve_device
 from jasper_ray.benchmarks.servers import Running, family, free_port, memory, server
+from jasper_ray.benchmarks.watch import Counts, counts_on, gpu_share, model_figures
 from jasper_ray.config import ConfigError
+from jasper_ray.recipe import load_recipe
 
 LINES = ["a red boat", "the wing stalls at high speed", "x", "rain all day"] * 4
 HEALTHY = """
@@ -199,3 +205,78 @@ def test_a_server_that_does_not_start_is_told_with_its_last_words() -> None:
 def test_an_environment_without_infinity_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"there is no .*infinity_emb; give --peer-venv"):
         infinity_program(tmp_path)
+
+
+def test_a_point_tells_how_fast_and_how_busy_a_server_was(student: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serve_device, "WARM_S", 0.3)
+    work = Work("natural lengths", [*LINES, "too long " * 1000], tokens=200, operations=0.0)
+    with served(student) as (address, _):
+        few, many = serve_device.served(running(address), work, "cpu", Asking((1, 8), inputs=20, seconds=1.2))
+    assert (few["clients"], many["clients"], many["inputs"], many["precision"]) == (1, 8, 20, "float32")
+    for record in (few, many):
+        assert record["requests_per_s"] > 0
+        assert record["refused"] == record["failed"] == 0
+        assert record["tokens_per_s"] > 0
+        assert record["batches_at_once"] > 0
+        assert record["gpu_busy"] is None
+        assert {**record, **against(record, 1.0)}.keys() >= set(COLUMNS)
+
+
+def test_tokens_are_counted_from_the_end_of_a_batch_to_the_end_of_another() -> None:
+    def at(seconds: float, batches: int) -> tuple[float, Counts]:
+        return seconds, Counts(batches, 1000.0 * batches, 1.5 * batches, rate=1.0)
+
+    looks = [at(0, 7), at(1, 7), at(2, 8), at(3, 8), at(4, 9), at(5, 9), at(6, 10), at(7, 10)]
+    assert model_figures(looks) == {"tokens_per_s": 500.0, "batches_at_once": 0.75, "batch_tokens": 1000.0}
+    assert set(model_figures(looks[:4]).values()) == {None}
+
+
+def test_a_page_of_metrics_counts_all_replicas() -> None:
+    page = """
+# TYPE jasper_ray_batch_seconds histogram
+jasper_ray_batch_seconds_bucket{le="+Inf",replica="a"} 2
+jasper_ray_batch_seconds_count{replica="a"} 2
+jasper_ray_batch_seconds_count{replica="b"} 3
+jasper_ray_batch_seconds_sum{replica="a"} 0.5
+jasper_ray_batch_seconds_sum{replica="b"} 0.25
+# TYPE jasper_ray_batch_tokens counter
+jasper_ray_batch_tokens_total{replica="a"} 100
+# TYPE jasper_ray_drain_tokens_per_second gauge
+jasper_ray_drain_tokens_per_second{replica="a"} 70
+"""
+    assert counts_on(page) == Counts(5, 100, 0.75, 70)
+
+
+def test_the_share_of_the_model_is_left_out_where_nothing_was_counted() -> None:
+    assert against({"tokens_per_s": 30.0}, 40.0) == {"plain_tokens_per_s": 40.0, "share": 0.75}
+    assert against({"tokens_per_s": None}, 40.0) == {"plain_tokens_per_s": 40.0, "share": None}
+
+
+@pytest.mark.parametrize(
+    ("asking", "message"),
+    [
+        (Asking((1, 0), 1, 8), "--clients is 1,0"),
+        (Asking((1,), 0, 8), "--inputs is 0"),
+        (Asking((1,), 1, 0), "--seconds is 0"),
+    ],
+)
+def test_what_asks_nothing_is_refused(asking: Asking, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        benchmark_serve_device(load_recipe("quickstart"), None, "cpu", asking, Path("serve.py"))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_no_server_is_started_for_a_device_that_is_not_there() -> None:
+    with pytest.raises(ConfigError, match=r"torch sees no GPU here.*--device cpu"):
+        benchmark_serve_device(load_recipe("jasper-2b"), None, "cuda", Asking((1,), 1, 8), Path("serve.py"))
+
+
+@pytest.mark.parametrize(("told", "share"), [("87", 0.87), ("[N/A]", None), ("No devices were found", None)])
+def test_a_gpu_is_as_busy_as_its_driver_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told: str, share: float | None
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert gpu_share() is None
+    (tmp_path / "nvidia-smi").write_text(f"#!/bin/sh\necho '{told}'\n")
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    assert gpu_share() == share

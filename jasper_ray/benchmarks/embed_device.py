@@ -144,11 +144,11 @@ def figures(work: Work, seconds: float, peak_tflops: float) -> dict[str, float]:
     }
 
 
-def ours(folder: str, texts: list[str], device: str) -> dict[str, Any]:
+def ours(folder: str, texts: list[str], device: str, dtype: Dtype = "bfloat16") -> dict[str, Any]:
     """Blocks as an actor embeds them; on processors the one actor has them all."""
     pool = ActorPool(gpus=1) if device == "cuda" else ActorPool(threads=os.cpu_count())
     settings = EmbedSettings(model=folder, inputs=("texts",), pool=pool)
-    encoder, budget = open_encoder(settings, None, "bfloat16"), budget_of(settings)
+    encoder, budget = open_encoder(settings, None, dtype), budget_of(settings)
     embed_block(trial(texts), encoder, budget)
     forget(torch.device(device))
     began = time.perf_counter()

@@ -41,10 +41,10 @@ class Running:
     model: str
     """What it calls the model."""
 
-    def requests(self, lines: Sequence[str], inputs: int, encoding: str = "float") -> list[bytes]:
-        """Whole requests with so many texts each."""
+    def requests(self, lines: Sequence[str], inputs: int, encoding: str = "float", **more: object) -> list[bytes]:
+        """Whole requests with so many texts each, and more fields where they are given."""
         return [
-            post(self.address, self.path, self.body(lines[start : start + inputs], encoding))
+            post(self.address, self.path, {**self.body(lines[start : start + inputs], encoding), **more})
             for start in range(0, len(lines) - inputs + 1, inputs)
         ]
 
