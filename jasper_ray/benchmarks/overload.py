@@ -19,7 +19,7 @@ Records = list[dict[str, Any]]
 
 TIMES = 10
 CALM_S = 5.0
-"""Seconds in which the speed before and after is taken."""
+"""Seconds in which the speed before and after is taken; and after how many it must be what it was."""
 CLIENTS = 32
 """Who ask before and after; enough of them to keep the model busy."""
 MOST_OPEN = 8192
@@ -64,7 +64,7 @@ def overload(
     before = asyncio.run(closed_loop(address, requests, CLIENTS, calm_s, calm_s / 2))
     with PeakMemory(pid) as memory:
         flood = asyncio.run(open_loop(address, requests, TIMES * before.per_s, seconds, most_open()))
-    after = asyncio.run(closed_loop(address, requests, CLIENTS, calm_s))
+    after = asyncio.run(closed_loop(address, requests, CLIENTS, calm_s, calm_s))
     return {
         "before_per_s": before.per_s,
         "asked_per_s": TIMES * before.per_s,

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -20,6 +23,9 @@ from jasper_ray.serving.queue import SHARE, Row, TokenQueue, Work
 
 logger = logging.getLogger(__name__)
 
+MODEL_NICENESS = 10
+SWITCH_S = 0.0005
+"""How long a thread may keep Python's lock from another; Python's own 5 ms are long beside an operation of the model."""
 PADDING = 1 / 16
 """Of a full batch's tokens, what padding may take of a batch: more, and two batches are faster than one."""
 
@@ -78,6 +84,7 @@ class Engine:
     def start(self) -> None:
         """Begin to embed; answers go to the event loop that runs now."""
         self._loop = asyncio.get_running_loop()
+        sys.setswitchinterval(SWITCH_S)
         for thread in self._threads:
             thread.start()
 
@@ -142,6 +149,7 @@ class Engine:
 
     def run(self) -> None:
         """Embed batch after batch until `close`."""
+        yield_to_others()
         while batch := self._next():
             began = time.perf_counter()
             outcomes, computed = self._outcomes(batch)
@@ -284,6 +292,13 @@ class Admission:
             with self.engine._arrived:
                 self.hand_over()
                 self.engine._arrived.notify()
+
+
+def yield_to_others() -> None:
+    """Let this thread be the last to get a processor: a flood of requests is refused in time only if the event loop,
+    which refuses, need not wait for the model."""
+    with contextlib.suppress(OSError, AttributeError):  # a system whose threads have no priority of their own
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), MODEL_NICENESS)
 
 
 def deliver(batch: Sequence[Row], outcomes: Sequence[Outcome], seconds: float) -> None:

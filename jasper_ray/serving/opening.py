@@ -32,6 +32,8 @@ logger = logging.getLogger(__name__)
 
 BATCH_TOKENS = {"cpu": 1_024, "cuda": 65_536}
 """Tokens at once: what fills a processor's caches, or a GPU."""
+FILLED = 0.85
+"""Of the seconds that work may wait, what is filled: the speed of the next seconds is a guess."""
 WARM_LENGTHS = (8, 32, 128)
 """Tokens of the rows that the model warms up with."""
 
@@ -52,7 +54,7 @@ def open_service(settings: ServeSettings, book: Book, replica: str = "0") -> Ser
     budget = TokenBudget(settings.batch_tokens or BATCH_TOKENS["cuda" if settings.copies.gpus else "cpu"])
     threads = settings.threads or (2 if settings.copies.gpus else max(1, round(settings.copies.cpus)))
     rate = warm_up(encoder, budget, preparer.max_length) * (1 if settings.copies.gpus else threads)
-    queue = TokenQueue(settings.limits.queue_s, settings.limits.queue_tokens, rate)
+    queue = TokenQueue(FILLED * settings.limits.queue_s, settings.limits.queue_tokens, rate)
     logger.info("%s answers in %s, %d tokens/s", settings.served_name, precision, rate)
     wait_s = settings.batch_wait_ms / 1000
     return Service(

@@ -26,7 +26,7 @@ class Limits(Settings):
     waiting_mib: float = Field(256.0, gt=0)
     """Bodies of all requests that are being answered, in MiB; more are told to come again."""
     queue_s: float = Field(10.0, gt=0)
-    """Seconds of work that may wait, at the rate at which tokens were last embedded; more is told to come again."""
+    """Seconds for which work may wait, by the speed of late; more is told to come again."""
     queue_tokens: int | None = Field(None, ge=1)
     """Tokens that may wait; instead of `queue_s`."""
     pixels: int = Field(50_000_000, ge=1)
