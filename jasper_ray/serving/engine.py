@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 MODEL_NICENESS = 10
 SWITCH_S = 0.0005
-"""How long a thread may keep Python's lock from another; Python's own 5 ms are long beside an operation of the model."""
+"""How long a thread may keep Python's lock from another; Python's own 5 ms are long beside an operation of a model."""
 PADDING = 1 / 16
 """Of a full batch's tokens, what padding may take of a batch: more, and two batches are faster than one."""
 

@@ -32,8 +32,8 @@ logger = logging.getLogger(__name__)
 
 BATCH_TOKENS = {"cpu": 1_024, "cuda": 65_536}
 """Tokens at once: what fills a processor's caches, or a GPU."""
-FILLED = 0.85
-"""Of the seconds that work may wait, what is filled: the speed of the next seconds is a guess."""
+FILLED = 0.7
+"""Of the seconds that work may wait, what is filled: a flood also costs time before it is refused."""
 WARM_LENGTHS = (8, 32, 128)
 """Tokens of the rows that the model warms up with."""
 
