@@ -14,14 +14,13 @@ import numpy as np
 import openai
 import psutil
 import pytest
-import ray
 from ray import serve
 from small_student import small_student
 
 from jasper_ray import load_student
 from jasper_ray.serving.deployment import build_app
 from jasper_ray.serving.flags import free_ports
-from jasper_ray.serving.running import APP, join_ray, start
+from jasper_ray.serving.running import APP, joined_ray, start
 from jasper_ray.serving.settings import ServeSettings
 
 pytestmark = pytest.mark.slow
@@ -46,17 +45,13 @@ def another(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def address(student: Path) -> Iterator[str]:
+def address(student: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A server of two replicas."""
     (port,) = free_ports(1)
     settings = settings_for(student)
-    join_ray(settings)
-    try:
+    with joined_ray(settings, str(tmp_path_factory.mktemp("haproxy"))):
         start(settings, "127.0.0.1", port)
         yield f"http://127.0.0.1:{port}"
-    finally:
-        serve.shutdown()
-        ray.shutdown()
 
 
 class Asked(collections.Counter[str]):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import socket
 import threading
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
@@ -16,7 +15,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from aiohttp.abc import AbstractResolver, ResolveResult
 from picture_files import photo, written
 from prometheus_client.parser import text_string_to_metric_families
 from pydantic import ValidationError
@@ -365,6 +363,22 @@ def test_the_rate_follows_a_model_that_is_busy(held: Held) -> None:
             engine.request_tokens = 10**6
             await ask(engine, *([101, 2000, 102] for _ in range(3000)))
             assert engine.queue.rate < 0.8e9
+
+    asyncio.run(tell())
+
+
+def test_a_thread_that_fails_of_itself_leaves_nobody_waiting(held: Held, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def tell() -> None:
+        async with running(held) as engine:
+            held.gate.clear()
+            asked = [asyncio.create_task(ask(engine, [101, number, 102])) for number in range(2000, 2600)]
+            await until(lambda: held.batches and engine.queue.waiting == 1800)
+            monkeypatch.setattr(engine, "_answer", None)
+            held.gate.set()
+            told = await asyncio.gather(*asked, return_exceptions=True)
+            assert {one.status for one in told if isinstance(one, Refusal)} == {503}
+            assert len(told) == 600
+            assert refusal(engine.check).status == 503
 
     asyncio.run(tell())
 
@@ -718,25 +732,19 @@ def local_files() -> Iterator[int]:
         server.server_close()
 
 
-class Here(AbstractResolver):
-    """Every name is this machine, whatever it resolves to elsewhere."""
-
-    async def resolve(self, host: str, port: int = 0, family: Any = socket.AF_INET) -> list[ResolveResult]:
-        return [ResolveResult(hostname=host, host="127.0.0.1", port=port, family=socket.AF_INET, proto=0, flags=0)]
-
-    async def close(self) -> None:
-        return
+def fetch(url: str, allowed: Callable[[str], bool] = fetching.is_public) -> bytes:
+    return asyncio.run(fetching.fetched(url, 5000, allowed))
 
 
-def fetch(url: str, most: int = 5000, resolver: AbstractResolver | None = None) -> bytes:
-    return asyncio.run(fetching.fetched(url, most, resolver))
+def anywhere(_: str) -> bool:
+    return True
 
 
 def test_an_image_is_fetched_up_to_a_size_and_from_nowhere_else() -> None:
     with local_files() as port:
-        assert fetch(f"http://pictures.example:{port}/image", resolver=Here()) == b"x" * 1000
+        assert fetch(f"http://localhost:{port}/image", anywhere) == b"x" * 1000
         told = {
-            path: refusal(lambda path=path: fetch(f"http://pictures.example:{port}{path}", resolver=Here()))  # type: ignore[misc]
+            path: refusal(lambda path=path: fetch(f"http://localhost:{port}{path}", anywhere))  # type: ignore[misc]
             for path in ("/moved", "/gone", "/endless")
         }
     assert {path: (one.status, one.code) for path, one in told.items()} == {
@@ -751,6 +759,13 @@ def test_an_image_is_fetched_up_to_a_size_and_from_nowhere_else() -> None:
     [
         *("127.0.0.1", "localhost", "localhost.", "LOCALHOST", "0", "2130706433", "0x7f000001", "0x7f.1", "127.1"),
         *("017700000001", "0x7f.0x0.0x0.0x1", "[::1]", "[::ffff:127.0.0.1]", "user@127.0.0.1", "①27.0.0.1"),
+        *(
+            "127\u30020\u30020\u30021",
+            "127\uff0e0\uff0e0\uff0e1",
+            "127\uff610\uff610\uff611",
+            "\uff11\uff12\uff17\u30020\u30020\u30021",
+            "127\u30020.0.1",
+        ),  # dots and digits of other scripts
     ],
 )
 def test_this_machine_is_not_fetched_from_however_it_is_written(host: str) -> None:

@@ -74,7 +74,7 @@ class TokenBudget:
                 f"a text of {longest} tokens does not fit into memory alone; let fewer copies share a device, "
                 "or give them one with more memory"
             )
-        self.tokens = max(longest, rows * longest // 2)
+        self.tokens = min(self.tokens, max(longest, rows * longest // 2))  # another thread may have halved it too
         logger.warning("out of memory at %d rows of %d tokens; from now on %d tokens", rows, longest, self.tokens)
         gc.collect()
         if torch.cuda.is_available():

@@ -19,6 +19,7 @@ from starlette.types import ASGIApp
 from jasper_ray.config import ConfigError
 from jasper_ray.serving.flags import REPLICA_FLAGS
 from jasper_ray.serving.gateway import build_gateway
+from jasper_ray.serving.inputs import TextInput
 from jasper_ray.serving.ledger import Book, Ledger
 from jasper_ray.serving.opening import open_service
 from jasper_ray.serving.scaling import BUSY, QUEUED
@@ -63,12 +64,13 @@ class Server:
     async def __init__(  # type: ignore[misc]  # Serve awaits it
         self, settings: dict[str, Any], shared: DeploymentHandle | None
     ) -> None:
-        logging.getLogger("jasper_ray").setLevel(logging.INFO)
+        log_with(logging.getLogger("ray.serve"))
         replica = serve.get_replica_context().replica_id.unique_id
         book: Book = RemoteBook(shared) if shared else Ledger()
         parsed = ServeSettings.model_validate(settings)
         self.service = await asyncio.to_thread(open_service, parsed, book, replica)
         self.service.engine.start()
+        self.service.preparer.prepared([TextInput("the first request need not wait for this thread's tokenizer")])
         self.telling = asyncio.create_task(self.tell())
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
@@ -96,6 +98,13 @@ class Server:
         self.service.preparer.close()
 
 
+def log_with(served: logging.Logger) -> None:
+    """Our lines in the file of the replica, where Serve's own are: logs/serve/replica_… in Ray's folder."""
+    own = logging.getLogger("jasper_ray")
+    own.setLevel(logging.INFO)
+    own.handlers, own.propagate = list(served.handlers), False
+
+
 def build_app(settings: ServeSettings) -> serve.Application:
     """The application, for `serve.run` and for `serve deploy`.
 
@@ -116,6 +125,7 @@ def build_app(settings: ServeSettings) -> serve.Application:
         health_check_timeout_s=30.0,
         graceful_shutdown_wait_loop_s=1.0,
         graceful_shutdown_timeout_s=30.0,
+        logging_config={"enable_access_log": False},  # ours says more, and no more than it may
         ray_actor_options={
             "num_cpus": copies.cpus,
             "num_gpus": copies.gpus,

@@ -150,10 +150,18 @@ class Engine:
     def run(self) -> None:
         """Embed batch after batch until `close`."""
         yield_to_others()
-        while batch := self._next():
-            began = time.perf_counter()
-            outcomes, computed = self._outcomes(batch)
-            self._answer(batch, outcomes, computed, time.perf_counter() - began)
+        batch: list[Row] = []
+        try:
+            while batch := self._next():
+                began = time.perf_counter()
+                outcomes, computed = self._outcomes(batch)
+                self._answer(batch, outcomes, computed, time.perf_counter() - began)
+        except BaseException as error:  # our own fault: better replaced than silent
+            self._die(error)
+            with self._arrived:
+                batch = [*batch, *self.queue.rows]
+                self.queue.lines.clear()
+            self._tell(deliver, batch, [unavailable(self.dead or "")] * len(batch), 0.0)
 
     def _next(self) -> list[Row]:
         """The next batch, nothing at the end."""
@@ -226,8 +234,6 @@ class Engine:
 
     def _blame(self, error: Exception, one: Prepared) -> Refusal:
         """Whether one input is to blame, or the model is dead: then it cannot embed the plainest input either."""
-        if isinstance(error, ConfigError):  # it does not fit into memory, even alone
-            return too_large(str(error), "input", "out_of_memory")
         logger.error("an input failed in the model: %s", type(error).__name__)
         try:
             self.encoder.encode_tokens([np.zeros(1, np.int32)], self.encoder.dims[:1])
@@ -235,10 +241,16 @@ class Engine:
                 black_B3SS = np.zeros_like(one.pixels_3SS)[None]
                 self.encoder.encode_pixels([one.ids], black_B3SS, self.encoder.dims[:1])
         except Exception as again:
-            self.dead = f"the model has failed ({type(again).__name__}); this replica is about to be replaced"
-            logger.exception("the model has failed")
-            return unavailable(self.dead)
+            self._die(again)
+            return unavailable(self.dead or "")
+        if isinstance(error, ConfigError):  # it does not fit into memory, even alone
+            return too_large(str(error), "input", "out_of_memory")
         return bad_request(f"the model cannot embed this input ({type(error).__name__})", "input", "input_failed")
+
+    def _die(self, error: BaseException) -> None:
+        """Answer no more; whoever watches this replica's health replaces it."""
+        self.dead = f"the model has failed ({type(error).__name__}); this replica is about to be replaced"
+        logger.error("the model has failed: %s", type(error).__name__)
 
     def _answer(self, batch: Sequence[Row], outcomes: Sequence[Outcome], computed: int, seconds: float) -> None:
         tokens = sum(row.input.tokens for row in batch)
@@ -297,8 +309,9 @@ class Admission:
 def yield_to_others() -> None:
     """Let this thread be the last to get a processor: a flood of requests is refused in time only if the event loop,
     which refuses, need not wait for the model."""
-    with contextlib.suppress(OSError, AttributeError):  # a system whose threads have no priority of their own
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), MODEL_NICENESS)
+    if sys.platform == "linux":  # where a thread has a priority of its own
+        with contextlib.suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), MODEL_NICENESS)
 
 
 def deliver(batch: Sequence[Row], outcomes: Sequence[Outcome], seconds: float) -> None:

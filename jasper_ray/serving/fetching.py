@@ -5,34 +5,15 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import socket
+from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlsplit
 
 import aiohttp
-from aiohttp.abc import AbstractResolver, ResolveResult
 
 from jasper_ray.serving.errors import Refusal, bad_request, too_large
 
 TIMEOUT_S = 10.0
-
-
-class PublicResolver(AbstractResolver):
-    """Names to addresses that belong to nobody's own network. The connection is made to what was checked, so that a
-    name which changes its mind in between wins nothing."""
-
-    def __init__(self) -> None:
-        self._inner = aiohttp.ThreadedResolver()
-
-    async def resolve(
-        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
-    ) -> list[ResolveResult]:
-        found = await self._inner.resolve(host, port, family)
-        if not found or not all(is_public(one["host"]) for one in found):
-            raise OSError("not a public address")
-        return found
-
-    async def close(self) -> None:
-        await self._inner.close()
 
 
 def is_public(address: str) -> bool:
@@ -46,7 +27,7 @@ def is_public(address: str) -> bool:
     return inner.is_global and not inner.is_multicast and not inner.is_reserved
 
 
-async def fetched(url: str, most: int, resolver: AbstractResolver | None = None) -> bytes:
+async def fetched(url: str, most: int, allowed: Callable[[str], bool] = is_public) -> bytes:
     """What lies at an http or https address, at most `most` bytes; redirects are not followed.
 
     Raises:
@@ -59,9 +40,7 @@ async def fetched(url: str, most: int, resolver: AbstractResolver | None = None)
         raise refused("is no address") from error
     if parts.scheme not in ("http", "https") or not host or parts.username:
         raise refused("is neither a data URI nor an address of http or https")
-    if looks_numeric(host) and not is_public(host):  # a resolver never sees these
-        raise refused("lies at an address that is not public")
-    connector = aiohttp.TCPConnector(resolver=resolver or PublicResolver(), use_dns_cache=False)
+    connector = aiohttp.TCPConnector(socket_factory=sockets(allowed))
     timeout = aiohttp.ClientTimeout(total=TIMEOUT_S)
     try:
         async with (
@@ -73,9 +52,17 @@ async def fetched(url: str, most: int, resolver: AbstractResolver | None = None)
         raise refused(f"could not be fetched ({type(error).__name__})") from error
 
 
-def looks_numeric(host: str) -> bool:
-    """Whether a host is written as a number rather than a name: `10.0.0.1`, `::1`, and forms such as `2130706433`."""
-    return ":" in host or (host.replace(".", "").lower().removeprefix("0x").isalnum() and host[-1:].isdigit())
+def sockets(allowed: Callable[[str], bool]) -> Callable[[Any], socket.socket]:
+    """Sockets to allowed addresses alone. What is judged is the address that the connection goes to, however a host
+    was written, and whatever its name stands for a moment later."""
+
+    def checked(info: Any) -> socket.socket:
+        family, kind, protocol, _, address = info
+        if not allowed(address[0]):
+            raise OSError("not a public address")
+        return socket.socket(family, kind, protocol)
+
+    return checked
 
 
 async def body_of(answer: aiohttp.ClientResponse, most: int) -> bytes:

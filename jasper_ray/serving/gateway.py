@@ -68,7 +68,9 @@ def build_gateway(service: Service) -> ASGIApp:
         Route("/metrics", show_metrics),
     ]
     handlers: dict[Any, Any] = {Refusal: refuse, 404: not_found, 405: wrong_method, Exception: fail}
-    return Front(Starlette(routes=routes, exception_handlers=handlers), service)
+    app = Starlette(routes=routes, exception_handlers=handlers)
+    app.router.redirect_slashes = False  # it would send clients to whatever host they named
+    return Front(app, service)
 
 
 def route(service: Service, endpoint: Endpoint, bodies: Bodies) -> Route:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -66,7 +67,7 @@ def whole_path(name: str) -> str:
 def copies_of(replicas: str, cpus: float | None, gpus: float | None) -> dict[str, float]:
     """Replicas as far as they were asked for; those at least there share the processors."""
     least, _, most = replicas.partition(":")
-    if not (least.isdigit() and (most or least).isdigit()):
+    if not (least.isdecimal() and (most or least).isdecimal()):
         raise ConfigError(f"--replicas {replicas} is not a number of copies; expected one such as 2 or 1:4")
     found = {"min": int(least), "max": int(most or least)}
     share = max(1, (os.cpu_count() or 1) // max(found["max"], 1))
@@ -85,4 +86,4 @@ def key_made(name: str) -> tuple[str, str]:
         Key.model_validate(values)
     except ValidationError as error:
         raise ConfigError(f"--new-key {name!r}: expected letters, digits, dots and dashes") from error
-    return secret, f"- name: {name}\n  sha256: {values['sha256']}"
+    return secret, f"- name: {json.dumps(name)}\n  sha256: {values['sha256']}"

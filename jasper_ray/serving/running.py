@@ -6,7 +6,11 @@ import logging
 import os
 import signal
 import socket
+import tempfile
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import ray
 from ray import serve
@@ -28,34 +32,50 @@ def run_server(settings: ServeSettings, host: str, port: int) -> None:
         ConfigError: the address is taken, the cluster too small, or the model does not load.
     """
     check_free(host, port)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # until it is up, both end it at once
+    with tempfile.TemporaryDirectory(prefix="jasper-ray-") as folder, joined_ray(settings, folder):
+        check_room(settings)
+        start(settings, host, port)
+        try:
+            wait_for_signal(settings, host, port)
+        finally:
+            serve.delete(APP)
+
+
+def wait_for_signal(settings: ServeSettings, host: str, port: int) -> None:
+    """Say where it answers, and return when it is told to stop."""
     stopping = threading.Event()
     for name in (signal.SIGINT, signal.SIGTERM):
         signal.signal(name, lambda *_: stopping.set())
-    join_ray(settings)
-    try:
-        check_room(settings)
-        start(settings, host, port)
-        logger.info("%s answers at %s; try it in a browser there", settings.served_name, shown(host, port))
-        stopping.wait()
-        logger.info("stopping")
-    finally:
-        serve.shutdown()
-        ray.shutdown()
+    logger.info("%s answers at %s; try it in a browser there", settings.served_name, shown(host, port))
+    stopping.wait()
+    logger.info("stopping")
 
 
-def join_ray(settings: ServeSettings) -> None:
-    """The Ray that RAY_ADDRESS names, or one for this process alone."""
+@contextmanager
+def joined_ray(settings: ServeSettings, folder: str) -> Iterator[None]:
+    """The Ray that RAY_ADDRESS names, or one for this process alone, whose files lie in `folder`.
+
+    Raises:
+        ConfigError: an application of this name runs there already; `serve deploy` is what updates one.
+    """
     logging.getLogger("ray").setLevel(logging.ERROR)
-    address = os.environ.get("RAY_ADDRESS")
-    if address:
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if address := os.environ.get("RAY_ADDRESS"):
         logger.info("joining Ray at %s", address)
-        ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
-        return
-    logger.info("starting a local Ray")
-    set_flags()
-    copies = settings.copies
-    cpus = max(os.cpu_count() or 1, round(copies.max * copies.cpus + 1))
-    ray.init("local", num_cpus=cpus, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+        ray.init(address, **quiet)
+    else:
+        logger.info("starting a local Ray")
+        set_flags(folder)
+        copies = settings.copies
+        cpus = max(os.cpu_count() or 1, round(copies.max * copies.cpus + 1))
+        ray.init("local", num_cpus=cpus, include_dashboard=False, **quiet)
+    try:
+        if address and APP in serve.status().applications:
+            raise ConfigError(f"an application {APP!r} runs at {address} already; update it with serve deploy")
+        yield
+    finally:
+        ray.shutdown()
 
 
 def start(settings: ServeSettings, host: str, port: int) -> None:

@@ -92,6 +92,7 @@ class Service:
         with self.engine.admit(sum(guess(one, USUAL_CHARS, longest) for one in inputs)) as admission:
             prepared = await self.preparer.prepare(inputs)
             tokens = sum(one.tokens for one in prepared)
+            check_size(tokens, self.settings.limits.request_tokens)
             wait_s = await charge(self.book, caller, tokens)
             if wait_s:
                 assert caller.tokens_per_minute

@@ -21,7 +21,7 @@ class Limits(Settings):
     """Tokens of a request at most, all inputs together."""
     text_chars: int = Field(1_000_000, ge=1)
     """Characters of a text at most, whether or not it would be cut."""
-    body_mib: float = Field(16.0, gt=0)
+    body_mib: float = Field(8.0, gt=0)
     """Size of a request's body at most, in MiB."""
     waiting_mib: float = Field(256.0, gt=0)
     """Bodies of all requests that are being answered, in MiB; more are told to come again."""
@@ -65,7 +65,7 @@ class ServeSettings(Settings):
     """A student folder, a sentence-transformers folder or hub id, or an asset."""
     revision: str | None = None
     """Commit of a hub id."""
-    name: str | None = Field(None, min_length=1, max_length=128)
+    name: str | None = Field(None, max_length=128, pattern=r"^[\w./:@+-]+$")
     """What clients call the model; by default what its folder is called."""
     prompt: str | None = None
     """The prompt before texts whose request names none; by default what the model itself says, mostly none."""

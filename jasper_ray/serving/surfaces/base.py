@@ -88,6 +88,8 @@ def read_inputs(
         raise bad_request(f"{name} is {kind_of(value)}; expected a text or token ids, or a list of these", name)
     if not value:
         return ()
+    if type(value[0]) is not int:
+        service.check_count(len(value))  # before millions of them take memory
     if all(type(one) is int for one in value):
         return (read_ids(value, prompt_name),)
     inputs: list[Input] = []
