@@ -33,7 +33,7 @@ def run_server(settings: ServeSettings, host: str, port: int) -> None:
     """
     check_free(host, port)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # until it is up, both end it at once
-    with tempfile.TemporaryDirectory(prefix="jasper-ray-") as folder, joined_ray(settings, folder):
+    with joined_ray(settings):
         check_room(settings)
         start(settings, host, port)
         try:
@@ -53,20 +53,21 @@ def wait_for_signal(settings: ServeSettings, host: str, port: int) -> None:
 
 
 @contextmanager
-def joined_ray(settings: ServeSettings, folder: str) -> Iterator[None]:
-    """The Ray that RAY_ADDRESS names, or one for this process alone, whose files lie in `folder`.
+def joined_ray(settings: ServeSettings) -> Iterator[None]:
+    """The Ray that RAY_ADDRESS names, or one for this process alone.
 
     Raises:
         ConfigError: an application of this name runs there already; `serve deploy` is what updates one.
     """
     logging.getLogger("ray").setLevel(logging.ERROR)
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    folder = tempfile.TemporaryDirectory(prefix="jr-", dir="/tmp")  # a socket lies in it, whose path must be short
     if address := os.environ.get("RAY_ADDRESS"):
         logger.info("joining Ray at %s", address)
         ray.init(address, **quiet)
     else:
         logger.info("starting a local Ray")
-        set_flags(folder)
+        set_flags(folder.name)
         copies = settings.copies
         cpus = max(os.cpu_count() or 1, round(copies.max * copies.cpus + 1))
         ray.init("local", num_cpus=cpus, include_dashboard=False, **quiet)
@@ -76,6 +77,7 @@ def joined_ray(settings: ServeSettings, folder: str) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+        folder.cleanup()
 
 
 def start(settings: ServeSettings, host: str, port: int) -> None:
