@@ -114,6 +114,7 @@ def choose(page: Page, size: int) -> None:
 
 def shown(page: Page) -> tuple[list[str], list[float]]:
     """The ranking as it stands on the page: texts and cosines."""
+    expect(page.locator("#ranking li").first).to_be_visible()  # what is hidden has a text without lines
     rows = [row.split("\n") for row in page.locator("#ranking li").all_inner_texts()]
     assert [int(row[0]) for row in rows] == list(range(1, len(rows) + 1))
     return [row[1] for row in rows], [float(row[2].replace("−", "-")) for row in rows]
@@ -175,6 +176,7 @@ def test_another_size_is_shown_beside_the_heads(server: str, open_page: Open) ->
     page = open_page(server)
     rank(page)
     page.get_by_role("button", name="96", exact=True).click()
+    expect(page.get_by_role("heading", name="Ranking at 96 dimensions")).to_be_visible()
     same_ranking(page, cosines(server, 96))
     choose(page, 7)
     expect(page.get_by_role("heading", name="Ranking at 7 dimensions")).to_be_visible()

@@ -131,6 +131,13 @@ def test_a_large_request_delays_a_small_one_by_a_batch() -> None:
     assert len(queue.take(100, 99)) == 5  # and then the large one has the model for itself
 
 
+def test_a_small_request_of_many_lengths_is_done_in_its_turn() -> None:
+    mixed = request(5, 40, 6, 41)
+    queue = queue_of(mixed, *(row(20) for _ in range(50)))
+    taken = [lengths(queue.take(100, 99, padding=4)) for _ in range(2)]
+    assert taken == [[5, 6], [40, 41]]
+
+
 def test_a_large_request_fills_half_of_the_budget_at_most() -> None:
     large = request(*[100] * 10)
     queue = queue_of(large, seconds=2.0, rate=100.0)

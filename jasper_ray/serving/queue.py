@@ -37,6 +37,8 @@ class Work:
     """Rows that are not embedded."""
     tokens: int = 0
     """Tokens of these."""
+    had: int = 0
+    """Tokens that it has had in its turn."""
     most: float = 0.0
     """Tokens that count against the budget, at most."""
     queued_s: float = 0.0
@@ -147,7 +149,7 @@ class TokenQueue:
 
     def take(self, tokens: int, max_rows: int, padding: float = math.inf) -> list[Row]:
         """The next batch: the first row of the request whose turn it is, and the rows near it that are most alike in
-        length, whichever requests they belong to. That request's next turn comes after all others'.
+        length, whichever requests they belong to. Once that request has had a batch's tokens, the others have theirs.
 
         Rows times the longest of them is at most `tokens`, unless the first row alone has more; `padding` tokens of
         these are padding, at most.
@@ -166,14 +168,16 @@ class TokenQueue:
                 break
             batch.append(row)
         self._take_out(batch)
+        first.work.had += sum(row.input.tokens for row in batch if row.work is first.work)
+        if first.work.had >= tokens and first.work in self.lines:
+            first.work.had = 0
+            self.lines[first.work] = self.lines.pop(first.work)
         return batch
 
     def _take_out(self, batch: Sequence[Row]) -> None:
         self.ready -= sum(row.input.tokens for row in batch)
         chosen = set(map(id, batch))
         for work in {id(row.work): row.work for row in batch}.values():
-            line = [row for row in self.lines[work] if id(row) not in chosen]
-            if work is batch[0].work or not line:
+            self.lines[work] = [row for row in self.lines[work] if id(row) not in chosen]
+            if not self.lines[work]:
                 del self.lines[work]
-            if line:
-                self.lines[work] = line
