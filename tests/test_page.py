@@ -107,6 +107,13 @@ def settle(page: Page) -> None:
     expect(page.get_by_role("button", name="Rank", exact=True)).to_be_visible()
 
 
+def add_images(page: Page, label: str, *files: Path) -> None:
+    """Choose files once there is something to choose with, and wait until the last one is there."""
+    expect(page.get_by_role("button", name="Add images")).to_be_visible()
+    page.get_by_label(label).set_input_files(files)
+    expect(page.get_by_alt_text(files[-1].name)).to_be_visible()
+
+
 def choose(page: Page, size: int) -> None:
     page.get_by_label("Any size").fill(str(size))
     page.keyboard.press("Enter")
@@ -243,13 +250,12 @@ def test_images_are_queries_and_passages(server: str, open_page: Open, tmp_path:
     (tmp_path / "it's a flower.png").write_bytes(written(photo(), "PNG"))
     (tmp_path / "small.jpg").write_bytes(written(photo(40, 40), "JPEG"))
     page = open_page(server)
-    page.get_by_label("Images as passages").set_input_files([tmp_path / "it's a flower.png", tmp_path / "small.jpg"])
-    expect(page.get_by_alt_text("small.jpg")).to_be_visible()
+    add_images(page, "Images as passages", tmp_path / "it's a flower.png", tmp_path / "small.jpg")
     rank(page)
     inputs = [*PASSAGES, data_uri(tmp_path / "it's a flower.png"), data_uri(tmp_path / "small.jpg")]
     same_ranking(page, cosines(server, 32, inputs), [*PASSAGES, "it's a flower.png", "small.jpg"])
     page.get_by_role("button", name="Remove small.jpg").click()
-    page.get_by_label("Image as the query").set_input_files(tmp_path / "small.jpg")
+    add_images(page, "Image as the query", tmp_path / "small.jpg")
     expect(page.get_by_label("Query", exact=True)).to_be_hidden()
     page.get_by_role("button", name="Rank", exact=True).click()
     settle(page)
@@ -266,8 +272,7 @@ def test_the_command_for_a_shell_sends_the_same(server: str, open_page: Open, tm
     page = open_page(server)
     rank(page)
     assert sent_by(page.locator("#curl").inner_text(), tmp_path) == [[QUERY], list(PASSAGES)]
-    page.get_by_label("Images as passages").set_input_files(tmp_path / "it's a flower.png")
-    expect(page.get_by_alt_text("it's a flower.png")).to_be_visible()
+    add_images(page, "Images as passages", tmp_path / "it's a flower.png")
     rank(page)
     inputs = [*PASSAGES, data_uri(tmp_path / "it's a flower.png")]
     assert sent_by(page.locator("#curl").inner_text(), tmp_path) == [[QUERY], inputs]
