@@ -30,6 +30,18 @@ def show_progress() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 
+def least_and_most(option: str, written: str) -> tuple[int, int]:
+    """`2` or `1:4` as how many at least and at most.
+
+    Raises:
+        ConfigError: it is neither.
+    """
+    least, _, most = written.partition(":")
+    if not (least.isdecimal() and (most or least).isdecimal()):
+        raise ConfigError(f"{option} {written} is not a number of copies; expected one such as 4 or 1:8")
+    return int(least), int(most or least)
+
+
 def duration(seconds: float) -> str:
     """`1 h 5 min`, `2 min 10 s`, `8 s`."""
     minutes, rest = divmod(round(seconds), 60)

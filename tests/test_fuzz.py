@@ -41,7 +41,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with served(folder, limits=LIMITS, ranges=str(ranges)) as (address, service):
         yield address
         assert service.engine.queue.waiting == service.engine.coming == 0, "all that was admitted has left"
-        assert service.engine.dead is None
+        assert service.engine.model.dead is None
     print(f"{sum(SENT.values())} requests", dict(sorted(SENT.items())))  # noqa: T201
 
 

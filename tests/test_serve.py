@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,6 +22,7 @@ import openai
 import psutil
 import pytest
 from ray import serve
+from small_run import title
 from small_student import small_student
 
 from jasper_ray import load_student
@@ -54,6 +60,12 @@ def address(student: Path) -> Iterator[str]:
     with joined_ray(settings):
         start(settings, "127.0.0.1", port)
         yield f"http://127.0.0.1:{port}"
+
+
+def measured(address: str) -> set[str]:
+    """The replicas that the page of metrics has."""
+    page = httpx.get(f"{address}/metrics", timeout=30).text
+    return set(re.findall(r'jasper_ray_queue_tokens\{replica="(\w+)"', page))
 
 
 class Asked(collections.Counter[str]):
@@ -129,6 +141,27 @@ def test_no_header_breaks_it_and_the_log_tells_of_requests_and_no_texts(address:
     assert "a secret" not in lines
 
 
+def test_the_command_answers_and_leaves_nothing_behind(student: Path) -> None:
+    (port,) = free_ports(1)
+    command = [sys.executable, "jobs/serve.py", "--model", str(student), "--port", str(port), "--precision", "float32"]
+    own = {name: value for name, value in os.environ.items() if not name.startswith("RAY_SERVE_")}
+    home, pipe = Path(__file__).parents[1], subprocess.PIPE
+    with subprocess.Popen(command, cwd=home, env=own, stdout=pipe, stderr=pipe, text=True) as process:
+        assert process.stdout
+        assert process.stderr
+        told: list[str] = []
+        while not told or (told[-1] and "answers at" not in told[-1]):
+            told.append(process.stderr.readline())
+        assert f"http://127.0.0.1:{port}/" in told[-1], told
+        family = psutil.Process(process.pid).children(recursive=True)
+        assert any("haproxy" in title(one) for one in family)
+        assert httpx.get(f"http://127.0.0.1:{port}/health").json() == {"status": "ok"}
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+        assert process.stdout.read() == ""
+    assert psutil.wait_procs(family, 30)[1] == []
+
+
 def running() -> int:
     states = serve.status().applications[APP].deployments["Server"].replica_states
     return int(states.get("RUNNING", 0))
@@ -165,10 +198,10 @@ def test_a_rolling_update_fails_no_request_and_mixes_no_models(address: str, stu
 def test_load_brings_a_second_replica_and_idleness_takes_it_away(address: str, student: Path) -> None:
     quick = {"min": 1, "max": 2, "upscale_delay_s": 1.0, "downscale_delay_s": 2.0}
     serve.run(build_app(settings_for(student, **quick)), name=APP, route_prefix="/")
-    wait_for(lambda: running() == 1, 90)
+    wait_for(lambda: running() == 1 and len(measured(address)) == 1, 90)
     with asking(address, clients=8) as asked:
-        wait_for(lambda: running() == 2, 90)
+        wait_for(lambda: running() == 2 and len(measured(address)) == 2, 90)
         before = asked.total()
         wait_for(lambda: asked.total() > before + 20, 60)
-    wait_for(lambda: running() == 1, 90)
+    wait_for(lambda: running() == 1 and len(measured(address)) == 1, 90)
     assert failures(asked) == []

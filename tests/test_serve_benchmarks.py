@@ -31,10 +31,11 @@ from jasper_ray.benchmarks.serve import (
     with_ratios,
 )
 from jasper_ray.benchmarks.serve_device import COLUMNS, Asking, against, benchmark_serve_device
-from jasper_ray.benchmarks.servers import Running, family, free_port, memory, server
+from jasper_ray.benchmarks.servers import Running, family, memory, server
 from jasper_ray.benchmarks.watch import Counts, counts_on, gpu_share, model_figures
 from jasper_ray.config import ConfigError
 from jasper_ray.recipe import load_recipe
+from jasper_ray.serving.flags import free_ports
 
 LINES = ["a red boat", "the wing stalls at high speed", "x", "rain all day"] * 4
 HEALTHY = """
@@ -130,7 +131,7 @@ def test_refusals_and_silence_are_failures(student: Path) -> None:
         tally = asyncio.run(closed_loop(ask.address, [wrong], 2, 0.3))
         assert set(tally.statuses) == {404}
         assert tally.failed == len(tally.replies) > 0
-    nobody = asyncio.run(closed_loop(Address(free_port()), [wrong], 2, 0.2))
+    nobody = asyncio.run(closed_loop(Address(free_ports(1)[0]), [wrong], 2, 0.2))
     assert set(nobody.statuses) == {LOST}
 
 
@@ -186,7 +187,7 @@ def test_the_model_alone_embeds_all_lines(student: Path) -> None:
 
 
 def test_a_server_is_waited_for_looked_at_and_stopped() -> None:
-    port = free_port()
+    port = free_ports(1)[0]
     with server([sys.executable, "-c", HEALTHY, str(port)], "/v1/embeddings", "small", port, {}) as found:
         children = family(found.pid)
         assert len(children) == 2
@@ -197,7 +198,7 @@ def test_a_server_is_waited_for_looked_at_and_stopped() -> None:
 
 def test_a_server_that_does_not_start_is_told_with_its_last_words() -> None:
     command = [sys.executable, "-c", "raise SystemExit('no such model')"]
-    starting = server(command, "/v1/embeddings", "small", free_port(), {})
+    starting = server(command, "/v1/embeddings", "small", free_ports(1)[0], {})
     with pytest.raises(ConfigError, match=r"(?s)ended with 1.*no such model"), starting:
         pass
 

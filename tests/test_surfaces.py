@@ -29,7 +29,7 @@ from test_serving import samples
 from jasper_ray.assets.identity import weights_identity
 from jasper_ray.encoders import StudentEncoder, load_student
 from jasper_ray.models.tokenizing import Ids
-from jasper_ray.serving import gateway
+from jasper_ray.serving import bodies
 from jasper_ray.serving.keys import digest_of
 from jasper_ray.serving.service import Service
 from jasper_ray.vectors import least_cosine, normalise, quantise_binary, quantise_int8
@@ -610,7 +610,7 @@ def test_a_line_of_the_log_is_json_without_texts(
 
 
 def test_a_body_that_does_not_come_is_given_up(up: Up, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gateway, "SLOW_S", 0.2)
+    monkeypatch.setattr(bodies, "SLOW_S", 0.2)
     port = up.http.base_url.port
     assert port
     with socket.create_connection(("127.0.0.1", port), timeout=20) as line:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 from jasper_ray.command import show_progress
 
@@ -35,28 +35,45 @@ def resident(figure: str) -> int:
     return next(int(line.split()[1]) for line in lines if line.startswith(figure))
 
 
-class PeakUse:
-    """The most bytes that a file system holds beyond what it held before, looked at twice a second."""
+Found = TypeVar("Found", bound="Looking")
+
+
+class Looking:
+    """Looks twice a second, as long as its block lasts."""
+
+    def __init__(self) -> None:
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def look(self) -> None:
+        """What is done each time."""
+        raise NotImplementedError
+
+    def _watch(self) -> None:
+        while not self._over.wait(0.5):
+            self.look()
+
+    def __enter__(self: Found) -> Found:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+        self._over.set()
+        self._thread.join()
+
+
+class PeakUse(Looking):
+    """The most bytes that a file system holds beyond what it held before."""
 
     def __init__(self, path: str) -> None:
+        super().__init__()
         self.path = path
         self.before = self.used()
         self.peak = 0
-        self.over = threading.Event()
-        self.thread = threading.Thread(target=self.watch, daemon=True)
 
     def used(self) -> int:
         found = os.statvfs(self.path)
         return (found.f_blocks - found.f_bfree) * found.f_frsize
 
-    def watch(self) -> None:
-        while not self.over.wait(0.5):
-            self.peak = max(self.peak, self.used() - self.before)
-
-    def __enter__(self) -> PeakUse:
-        self.thread.start()
-        return self
-
-    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
-        self.over.set()
-        self.thread.join()
+    def look(self) -> None:
+        self.peak = max(self.peak, self.used() - self.before)

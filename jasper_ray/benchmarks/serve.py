@@ -24,12 +24,12 @@ from jasper_ray.benchmarks.embed import mixed_lines
 from jasper_ray.benchmarks.infinity import NAME, PATH, infinity_command, infinity_environment, infinity_program
 from jasper_ray.benchmarks.load import closed_loop
 from jasper_ray.benchmarks.process import in_fresh_process
-from jasper_ray.benchmarks.servers import Running, free_port, server
+from jasper_ray.benchmarks.servers import Running, server
 from jasper_ray.benchmarks.table import table
 from jasper_ray.config import ConfigError
 from jasper_ray.encoders import load_encoder
-from jasper_ray.encoders.budget import TokenBudget
-from jasper_ray.serving.opening import BATCH_TOKENS
+from jasper_ray.encoders.budget import USUAL_TOKENS, TokenBudget
+from jasper_ray.serving.flags import free_ports
 from jasper_ray.vectors import Dtype, least_cosine
 
 Records = list[dict[str, Any]]
@@ -91,14 +91,14 @@ class Bench:
 
     def ours(self, precision: Dtype) -> AbstractContextManager[Running]:
         """Our server, with Ray."""
-        port = free_port()
+        port = free_ports(1)[0]
         command = [sys.executable, str(self.program), "--model", self.model, "--name", NAME, "--port", str(port)]
         command += ["--precision", precision, "--threads", str(self.threads)]
         return server(command, "/v1/embeddings", NAME, port, {"OMP_NUM_THREADS": str(self.threads)})
 
     def infinity(self, program: Path, precision: Dtype) -> AbstractContextManager[Running]:
         """Infinity's."""
-        port = free_port()
+        port = free_ports(1)[0]
         command = infinity_command(program, locate(self.model), port, precision, self.peer_batch)
         return server(command, PATH, NAME, port, infinity_environment(self.threads))
 
@@ -207,7 +207,7 @@ def run_plain(model: str, lines: list[str], threads: int, precision: Dtype) -> d
     torch.set_num_threads(threads)
     encoder = load_encoder(model, "cpu", precision)
     tokenizing = encoder.tokenizing()
-    budget = TokenBudget(BATCH_TOKENS["cpu"])
+    budget = TokenBudget(USUAL_TOKENS["cpu"])
 
     def by_tokens(some: list[str]) -> None:
         assert tokenizing

@@ -25,13 +25,14 @@ from jasper_ray.benchmarks.embed_device import check_device, ours, stand_in
 from jasper_ray.benchmarks.load import Tally, closed_loop
 from jasper_ray.benchmarks.overload import unwelcome
 from jasper_ray.benchmarks.process import in_fresh_process
-from jasper_ray.benchmarks.servers import Running, free_port, server
+from jasper_ray.benchmarks.servers import Running, server
 from jasper_ray.benchmarks.table import table
 from jasper_ray.benchmarks.train import check_tokens, without_download
 from jasper_ray.benchmarks.watch import Counts, Looks, counts, gpu_share, looking, model_figures
 from jasper_ray.config import ConfigError
 from jasper_ray.models.student import meta_student
 from jasper_ray.recipe import Recipe
+from jasper_ray.serving.flags import free_ports
 from jasper_ray.serving.settings import Limits
 
 Records = list[dict[str, Any]]
@@ -114,7 +115,7 @@ def benchmark_serve_device(recipe: Recipe, tokens: int | None, device: str, aski
 def started(folder: str, device: str, program: Path) -> AbstractContextManager[Running]:
     """The server, with Ray."""
     logger.info("starting the server")
-    port = free_port()
+    port = free_ports(1)[0]
     command = [sys.executable, str(program), "--model", folder, "--name", NAME, "--port", str(port)]
     command += ["--gpus", "1"] if device == "cuda" else []
     return server(command, "/v1/embeddings", NAME, port, {})

@@ -5,21 +5,19 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import tempfile
-import threading
 import time
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 
 import numpy as np
 
 from jasper_ray.benchmarks.load import Address, post
+from jasper_ray.benchmarks.process import Looking
 from jasper_ray.config import ConfigError
 
 START_S = 300.0
@@ -119,38 +117,21 @@ def stop(process: subprocess.Popen[bytes]) -> None:
             process.wait()
 
 
-def free_port() -> int:
-    """A port on which nobody listens now."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
-
-
-class PeakMemory:
+class PeakMemory(Looking):
     """MiB that a server's processes hold at most: those with the model, and all together; looked at twice a second.
 
     Pages that processes share are counted in each of them.
     """
 
     def __init__(self, pid: int) -> None:
+        super().__init__()
         self.pid = pid
         self.before_mib, self.all_mib = memory(pid)
         self.peak_mib = self.before_mib
-        self.over = threading.Event()
-        self.thread = threading.Thread(target=self.watch, daemon=True)
 
-    def watch(self) -> None:
-        while not self.over.wait(0.5):
-            model, all_ = memory(self.pid)
-            self.peak_mib, self.all_mib = max(self.peak_mib, model), max(self.all_mib, all_)
-
-    def __enter__(self) -> PeakMemory:
-        self.thread.start()
-        return self
-
-    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
-        self.over.set()
-        self.thread.join()
+    def look(self) -> None:
+        model, all_ = memory(self.pid)
+        self.peak_mib, self.all_mib = max(self.peak_mib, model), max(self.all_mib, all_)
 
 
 def memory(pid: int) -> tuple[float, float]:

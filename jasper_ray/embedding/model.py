@@ -11,7 +11,7 @@ from jasper_ray.config import ConfigError
 from jasper_ray.embedding.settings import EmbedSettings, VectorColumn
 from jasper_ray.encoders import SentenceTransformerEncoder, TokenEncoder, load_encoder
 from jasper_ray.encoders.base import known_dim
-from jasper_ray.encoders.budget import TokenBudget
+from jasper_ray.encoders.budget import USUAL_TOKENS, TokenBudget
 from jasper_ray.encoders.precision import native_precision
 from jasper_ray.models.loading import first_line
 from jasper_ray.vectors import Dtype
@@ -32,7 +32,7 @@ def open_encoder(settings: EmbedSettings, revision: str | None, dtype: Dtype) ->
 def budget_of(settings: EmbedSettings) -> TokenBudget:
     """Tokens at once: where nothing is said what fills a processor's caches, or a GPU."""
     assert settings.pool
-    return TokenBudget(settings.batch_tokens or (65_536 if settings.pool.gpus else 1_024))
+    return TokenBudget(settings.batch_tokens or USUAL_TOKENS["cuda" if settings.pool.gpus else "cpu"])
 
 
 def prompt_name_of(settings: EmbedSettings, encoder: TokenEncoder) -> str | None:

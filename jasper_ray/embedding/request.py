@@ -6,6 +6,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from jasper_ray import command
 from jasper_ray.config import ConfigError, first_fault
 from jasper_ray.embedding.settings import EmbedSettings, vector_column
 
@@ -50,9 +51,7 @@ def pool_values(
     """A pool as far as it was asked for; None when nothing was."""
     sizes: dict[str, Any] = {}
     if actors is not None:
-        least, _, most = actors.partition(":")
-        if not (least.isdigit() and (most or least).isdigit()):
-            raise ConfigError(f"--actors {actors} is not a number of copies; expected one such as 4 or 1:8")
-        sizes = {"min_size": int(least), "max_size": int(most or least)}
+        least, most = command.least_and_most("--actors", actors)
+        sizes = {"min_size": least, "max_size": most}
     takes = {"cpus": cpus, "gpus": gpus, "threads": threads}
     return {**sizes, **{name: value for name, value in takes.items() if value is not None}} or None

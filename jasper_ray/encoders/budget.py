@@ -20,6 +20,9 @@ logger = logging.getLogger(__name__)
 SIGNS = ("can't allocate memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 """What errors say that are for want of memory, and of no class of their own."""
 
+USUAL_TOKENS = {"cpu": 1_024, "cuda": 65_536}
+"""What fills a processor's caches, or a GPU."""
+
 Encode = Callable[[Ids], dict[int, np.ndarray]]
 """A batch's ids to the vectors of each head."""
 

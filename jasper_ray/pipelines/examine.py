@@ -29,8 +29,8 @@ from jasper_ray.embedding.plan import Span
 from jasper_ray.embedding.sample import Sample
 from jasper_ray.embedding.settings import EmbedSettings, VectorColumn
 from jasper_ray.encoders.base import prompt_text
-from jasper_ray.encoders.precision import TOLERANCE
-from jasper_ray.vectors import Dtype, int8_ranges, least_cosine
+from jasper_ray.encoders.precision import agreement
+from jasper_ray.vectors import Dtype, int8_ranges
 
 CHECK_TEXTS = 64
 """Texts that are compared with float32."""
@@ -105,15 +105,8 @@ def check_precision(settings: EmbedSettings, revision: str | None, sample: Sampl
     free_memory()
     dtype = wanted_precision(settings)
     lower = sample.vectors(open_encoder(settings, revision, dtype), list(exact), CHECK_TEXTS)
-    agreement = min(least_cosine(exact[dim], lower[dim]) for dim in exact)
-    if agreement >= TOLERANCE:
-        return Precision(dtype, agreement)
-    if settings.precision == "auto":
-        return Precision("float32", None)
-    raise ConfigError(
-        f"in {dtype} a text of the sample has a cosine of {agreement:.5f} with float32, and {TOLERANCE} is asked for; "
-        "choose --precision float32"
-    )
+    found = agreement(exact, lower, dtype, asked=settings.precision != "auto")
+    return Precision("float32", None) if found is None else Precision(dtype, found)
 
 
 def find_ranges(

@@ -84,8 +84,8 @@ class Server:
 
     async def check_health(self) -> None:
         """Serve replaces a replica that raises here."""
-        if self.service.engine.dead:
-            raise RuntimeError(self.service.engine.dead)
+        if self.service.engine.model.dead:
+            raise RuntimeError(self.service.engine.model.dead)
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """What `scaling.QueuedWork` decides by."""

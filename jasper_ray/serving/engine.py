@@ -1,10 +1,9 @@
-"""The model in threads of its own, fed with batches of tokens across requests."""
+"""The model's threads, fed with batches of tokens across requests, and what lets requests in."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import os
 import sys
 import threading
@@ -12,26 +11,17 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-import numpy as np
-
-from jasper_ray.config import ConfigError
-from jasper_ray.encoders import StudentEncoder, TokenEncoder
-from jasper_ray.encoders.budget import TokenBudget
-from jasper_ray.serving.errors import Refusal, bad_request, check_size, too_large, unavailable
+from jasper_ray.serving.errors import Refusal, unavailable
 from jasper_ray.serving.inputs import Prepared
+from jasper_ray.serving.model import Model, Outcome
 from jasper_ray.serving.queue import SHARE, Row, TokenQueue, Work
 
-logger = logging.getLogger(__name__)
-
 MODEL_NICENESS = 10
+"""How far the model's threads stand back behind the event loop."""
 SWITCH_S = 0.0005
 """How long a thread may keep Python's lock from another; Python's own 5 ms are long beside an operation of a model."""
 PADDING = 1 / 16
 """Of a full batch's tokens, what padding may take of a batch: more, and two batches are faster than one."""
-
-Vectors = dict[int, np.ndarray]
-"""Of one row: its unit vector by head."""
-Outcome = Vectors | Exception
 
 
 class Watching(Protocol):
@@ -43,7 +33,7 @@ class Watching(Protocol):
 
 
 class Engine:
-    """Rows in, vectors out; one input that fails, fails alone.
+    """Rows in, vectors out.
 
     Everything but `run` belongs to the event loop; the lock guards what both touch. Several threads may embed side by
     side: on processors two batches in two threads are faster than one batch in two threads after the other.
@@ -51,24 +41,18 @@ class Engine:
 
     def __init__(
         self,
-        encoder: TokenEncoder,
-        budget: TokenBudget,
+        model: Model,
         queue: TokenQueue,
-        request_tokens: int,
         wait_s: float,
         watching: Watching,
         threads: int = 1,
     ) -> None:
-        self.encoder = encoder
-        self.budget = budget
+        self.model = model
         self.queue = queue
-        self.request_tokens = request_tokens
         self.wait_s = wait_s
         self.watching = watching
         self.coming = 0
         """Requests that are being read; the batch that waits, waits for them."""
-        self.dead: str | None = None
-        """Why the model answers no more."""
         self._arrived = threading.Condition()
         self._closed = False
         self._idle = 0
@@ -108,8 +92,8 @@ class Engine:
         Raises:
             Refusal: the model is dead, or too much waits.
         """
-        if self.dead or self._closed:
-            raise unavailable(self.dead or "the server is stopping")
+        if self.model.dead or self._closed:
+            raise unavailable(self.model.dead or "the server is stopping")
         self.queue.check()
 
     def admit(self, tokens: int) -> Admission:
@@ -128,14 +112,13 @@ class Engine:
             Refusal: an input fails, or the model is dead.
         """
         assert self._loop
-        check_size(sum(one.tokens for one in inputs), self.request_tokens)
         work = Work(tuple(heads), self._loop.create_future(), [None] * len(inputs), len(inputs))
         with self._arrived:
-            if self.dead or self._closed:
-                raise unavailable(self.dead or "the server is stopping")
+            if self.model.dead or self._closed:
+                raise unavailable(self.model.dead or "the server is stopping")
             admission.hand_over()
             work.queued_s = time.perf_counter()
-            self.queue.put([Row(work, place, one, self._kind(one)) for place, one in enumerate(inputs)])
+            self.queue.put([Row(work, place, one, self.model.kind(one)) for place, one in enumerate(inputs)])
             self._arrived.notify_all()
         try:
             await work.answer
@@ -144,9 +127,6 @@ class Engine:
             raise
         return work
 
-    def _kind(self, one: Prepared) -> tuple[bool, str | None]:
-        return one.pixels_3SS is not None, None if self.encoder.pools_prompts else one.prompt_name
-
     def run(self) -> None:
         """Embed batch after batch until `close`."""
         yield_to_others()
@@ -154,14 +134,14 @@ class Engine:
         try:
             while batch := self._next():
                 began = time.perf_counter()
-                outcomes, computed = self._outcomes(batch)
+                outcomes, computed = self.model.embed(batch)
                 self._answer(batch, outcomes, computed, time.perf_counter() - began)
         except BaseException as error:  # our own fault: better replaced than silent
-            self._die(error)
+            self.model.die(error)
             with self._arrived:
                 batch = [*batch, *self.queue.rows]
                 self.queue.lines.clear()
-            self._tell(deliver, batch, [unavailable(self.dead or "")] * len(batch), 0.0)
+            self._tell(deliver, batch, [unavailable(self.model.dead or "")] * len(batch), 0.0)
 
     def _next(self) -> list[Row]:
         """The next batch, nothing at the end."""
@@ -187,9 +167,9 @@ class Engine:
         if self._forsaken:
             self._forsaken = False
             self.queue.drop_abandoned()
-        full = self.budget.tokens
+        full = self.model.budget.tokens
         share = min(full, -(-self.queue.ready // self._idle))
-        batch = self.queue.take(share, self.budget.max_rows, PADDING * full)
+        batch = self.queue.take(share, self.model.budget.max_rows, PADDING * full)
         now = time.perf_counter()
         for row in batch:
             row.work.began_s = row.work.began_s or now
@@ -197,60 +177,7 @@ class Engine:
 
     @property
     def _room(self) -> bool:
-        return self.queue.ready < self.budget.tokens
-
-    def _outcomes(self, batch: Sequence[Row]) -> tuple[list[Outcome], int]:
-        """What became of each row. A batch that fails is halved until the row that is to blame stands alone."""
-        if self.dead or not batch:
-            return [unavailable(self.dead or "")] * len(batch), 0
-        try:
-            return self._vectors(batch)
-        except Exception as error:
-            if len(batch) == 1:
-                return [self._blame(error, batch[0].input)], 0
-        half = len(batch) // 2
-        first, computed = self._outcomes(batch[:half])
-        second, more = self._outcomes(batch[half:])
-        return first + second, computed + more
-
-    def _vectors(self, batch: Sequence[Row]) -> tuple[list[Outcome], int]:
-        inputs = [row.input for row in batch]
-        heads = sorted({head for row in batch for head in row.work.heads})
-        if inputs[0].pixels_3SS is not None:
-            assert isinstance(self.encoder, StudentEncoder)
-            pixels = np.stack([one.pixels_3SS for one in inputs if one.pixels_3SS is not None])
-            found = self.encoder.encode_pixels([one.ids for one in inputs], pixels, heads)
-            computed = len(inputs) * max(one.tokens for one in inputs)
-        else:
-            name = None if self.encoder.pools_prompts else inputs[0].prompt_name
-            found, computed = self.budget.encode(
-                lambda ids: self.encoder.encode_tokens(ids, heads, name), [one.ids for one in inputs]
-            )
-        sound = np.all([np.isfinite(found[head]).all(axis=1) for head in heads], axis=0)
-        return [
-            {head: found[head][place] for head in row.work.heads} if sound[place] else not_finite()
-            for place, row in enumerate(batch)
-        ], computed
-
-    def _blame(self, error: Exception, one: Prepared) -> Refusal:
-        """Whether one input is to blame, or the model is dead: then it cannot embed the plainest input either."""
-        logger.error("an input failed in the model: %s", type(error).__name__)
-        try:
-            self.encoder.encode_tokens([np.zeros(1, np.int32)], self.encoder.dims[:1])
-            if one.pixels_3SS is not None and isinstance(self.encoder, StudentEncoder):
-                black_B3SS = np.zeros_like(one.pixels_3SS)[None]
-                self.encoder.encode_pixels([one.ids], black_B3SS, self.encoder.dims[:1])
-        except Exception as again:
-            self._die(again)
-            return unavailable(self.dead or "")
-        if isinstance(error, ConfigError):  # it does not fit into memory, even alone
-            return too_large(str(error), "input", "out_of_memory")
-        return bad_request(f"the model cannot embed this input ({type(error).__name__})", "input", "input_failed")
-
-    def _die(self, error: BaseException) -> None:
-        """Answer no more; whoever watches this replica's health replaces it."""
-        self.dead = f"the model has failed ({type(error).__name__}); this replica is about to be replaced"
-        logger.error("the model has failed: %s", type(error).__name__)
+        return self.queue.ready < self.model.budget.tokens
 
     def _answer(self, batch: Sequence[Row], outcomes: Sequence[Outcome], computed: int, seconds: float) -> None:
         tokens = sum(row.input.tokens for row in batch)
@@ -259,7 +186,6 @@ class Engine:
             for row in batch:
                 self.queue.leave(row.work, row.input.tokens)
             self._learn(tokens if computed else 0)
-        assert self._loop
         self._tell(deliver, batch, outcomes, seconds)
         self._tell(self.watching.batch, len(batch), tokens, computed, seconds)
 
@@ -336,7 +262,3 @@ def placed(error: Exception, place: int) -> Exception:
     if isinstance(error, Refusal) and error.status != 503:
         return Refusal(error.status, error.code, f"input {place}: {error.message}", error.param)
     return error
-
-
-def not_finite() -> Refusal:
-    return bad_request("the model's vector of this input is not finite", "input", "input_failed")

@@ -10,7 +10,7 @@ from typing import Protocol
 from jasper_ray.serving.keys import Key
 
 MINUTE = 60.0
-FORGET_S = 30.0
+FORGET_S = 10.0
 """A replica that has not told its metrics for so long is gone."""
 
 

@@ -16,22 +16,21 @@ from jasper_ray.embedding.folder import OutputFolder
 from jasper_ray.embedding.store import open_store
 from jasper_ray.encoders import StudentEncoder, TokenEncoder, load_encoder
 from jasper_ray.encoders.base import prompt_text
-from jasper_ray.encoders.budget import TokenBudget
-from jasper_ray.encoders.precision import TOLERANCE, native_precision
+from jasper_ray.encoders.budget import USUAL_TOKENS, TokenBudget
+from jasper_ray.encoders.precision import agreement, native_precision
 from jasper_ray.serving.engine import Engine
 from jasper_ray.serving.keys import Keys
 from jasper_ray.serving.ledger import Book
 from jasper_ray.serving.metrics import Metrics
+from jasper_ray.serving.model import Model
 from jasper_ray.serving.prepare import Preparer
 from jasper_ray.serving.queue import TokenQueue
 from jasper_ray.serving.service import Service
 from jasper_ray.serving.settings import Copies, Limits, ServeSettings
-from jasper_ray.vectors import Dtype, least_cosine
+from jasper_ray.vectors import Dtype
 
 logger = logging.getLogger(__name__)
 
-BATCH_TOKENS = {"cpu": 1_024, "cuda": 65_536}
-"""Tokens at once: what fills a processor's caches, or a GPU."""
 FILLED = 0.7
 """Of the seconds that work may wait, what is filled: a flood also costs time before it is refused."""
 WARM_LENGTHS = (8, 32, 128)
@@ -51,7 +50,7 @@ def open_service(settings: ServeSettings, book: Book, replica: str = "0") -> Ser
     prompt_text(encoder.prompts, prompt)
     preparer = Preparer(encoder, settings.limits, settings.tokenizers)
     metrics = Metrics()
-    budget = TokenBudget(settings.batch_tokens or BATCH_TOKENS["cuda" if settings.copies.gpus else "cpu"])
+    budget = TokenBudget(settings.batch_tokens or USUAL_TOKENS["cuda" if settings.copies.gpus else "cpu"])
     threads = settings.threads or (2 if settings.copies.gpus else max(1, round(settings.copies.cpus)))
     rate = warm_up(encoder, budget, preparer.max_length) * (1 if settings.copies.gpus else threads)
     queue = TokenQueue(FILLED * settings.limits.queue_s, settings.limits.queue_tokens, rate)
@@ -61,7 +60,7 @@ def open_service(settings: ServeSettings, book: Book, replica: str = "0") -> Ser
         settings=settings,
         encoder=encoder,
         preparer=preparer,
-        engine=Engine(encoder, budget, queue, settings.limits.request_tokens, wait_s, metrics, threads),
+        engine=Engine(Model(encoder, budget), queue, wait_s, metrics, threads),
         keys=keys,
         book=book,
         metrics=metrics,
@@ -91,16 +90,9 @@ def open_encoder(settings: ServeSettings, revision: str | None) -> tuple[TokenEn
     encoder = load(settings, revision, wanted)
     if exact is None:
         return encoder, wanted
-    lower = sample_vectors(encoder)
-    agreement = min(least_cosine(exact[dim], lower[dim]) for dim in exact)
-    if agreement >= TOLERANCE:
-        return encoder, wanted
-    if settings.precision != "auto":
-        raise ConfigError(
-            f"in {wanted} a sentence has a cosine of {agreement:.5f} with float32, and {TOLERANCE} is asked for; "
-            "choose precision float32"
-        )
-    return load(settings, revision, "float32"), "float32"
+    if agreement(exact, sample_vectors(encoder), wanted, asked=settings.precision != "auto") is None:
+        return load(settings, revision, "float32"), "float32"
+    return encoder, wanted
 
 
 def load(settings: ServeSettings, revision: str | None, dtype: Dtype) -> TokenEncoder:

@@ -10,6 +10,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from jasper_ray import command
 from jasper_ray.config import ConfigError, first_fault
 from jasper_ray.serving.keys import Key, digest_of, keys_in, new_key
 from jasper_ray.serving.settings import LOOPBACK, ServeSettings
@@ -65,13 +66,10 @@ def whole_path(name: str) -> str:
 
 
 def copies_of(replicas: str, cpus: float | None, gpus: float | None) -> dict[str, float]:
-    """Replicas as far as they were asked for; those at least there share the processors."""
-    least, _, most = replicas.partition(":")
-    if not (least.isdecimal() and (most or least).isdecimal()):
-        raise ConfigError(f"--replicas {replicas} is not a number of copies; expected one such as 2 or 1:4")
-    found = {"min": int(least), "max": int(most or least)}
-    share = max(1, (os.cpu_count() or 1) // max(found["max"], 1))
-    return {**found, "cpus": share if cpus is None else cpus, "gpus": gpus or 0.0}
+    """Replicas as far as they were asked for; as many as there may be share the processors."""
+    least, most = command.least_and_most("--replicas", replicas)
+    share = max(1, (os.cpu_count() or 1) // max(most, 1))
+    return {"min": least, "max": most, "cpus": share if cpus is None else cpus, "gpus": gpus or 0.0}
 
 
 def key_made(name: str) -> tuple[str, str]:

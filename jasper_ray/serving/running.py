@@ -9,7 +9,7 @@ import socket
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
 import ray
@@ -76,7 +76,10 @@ def joined_ray(settings: ServeSettings) -> Iterator[None]:
             raise ConfigError(f"an application {APP!r} runs at {address} already; update it with serve deploy")
         yield
     finally:
-        ray.shutdown()
+        with redirect_stdout(None):  # where Ray says that the controller died when it was told to
+            if not address:
+                serve.shutdown()  # else HAProxy, which is no process of Ray's, would keep the port
+            ray.shutdown()
         folder.cleanup()
 
 

@@ -104,7 +104,7 @@ async def info(service: Service, body: None, caller: Key) -> Answer:
         "prompts": dict(service.encoder.prompts),
         "max_input_length": service.preparer.max_length,
         "max_client_batch_size": limits.inputs,
-        "max_batch_tokens": service.engine.budget.tokens,
+        "max_batch_tokens": service.engine.model.budget.tokens,
         "max_request_tokens": limits.request_tokens,
         "max_body_mib": limits.body_mib,
         "auto_truncate": True,
@@ -116,8 +116,8 @@ async def info(service: Service, body: None, caller: Key) -> Answer:
 
 async def health(service: Service, body: None, caller: Key) -> Answer:
     """Whether the model answers."""
-    if service.engine.dead:
-        raise unavailable(service.engine.dead)
+    if service.engine.model.dead:
+        raise unavailable(service.engine.model.dead)
     return Answer({"status": "ok"})
 
 

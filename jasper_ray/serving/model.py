@@ -1,0 +1,93 @@
+"""The model as the server has it: batches of rows in, a vector or a reason for each row out."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Hashable, Sequence
+
+import numpy as np
+
+from jasper_ray.config import ConfigError
+from jasper_ray.encoders import StudentEncoder, TokenEncoder
+from jasper_ray.encoders.budget import TokenBudget
+from jasper_ray.serving.errors import Refusal, bad_request, too_large, unavailable
+from jasper_ray.serving.inputs import Prepared
+from jasper_ray.serving.queue import Row
+
+logger = logging.getLogger(__name__)
+
+Vectors = dict[int, np.ndarray]
+"""Of one row: its unit vector by head."""
+Outcome = Vectors | Exception
+
+
+class Model:
+    """One input that fails, fails alone; a model that fails altogether is dead, and stays so."""
+
+    def __init__(self, encoder: TokenEncoder, budget: TokenBudget) -> None:
+        self.encoder = encoder
+        self.budget = budget
+        self.dead: str | None = None
+        """Why it answers no more."""
+
+    def kind(self, one: Prepared) -> Hashable:
+        """Inputs of one kind may share a batch."""
+        return one.pixels_3SS is not None, None if self.encoder.pools_prompts else one.prompt_name
+
+    def embed(self, batch: Sequence[Row]) -> tuple[list[Outcome], int]:
+        """What became of each row, and how many tokens were computed, padding included. A batch that fails is halved
+        until the row that is to blame stands alone."""
+        if self.dead or not batch:
+            return [unavailable(self.dead or "")] * len(batch), 0
+        try:
+            return self._vectors(batch)
+        except Exception as error:
+            if len(batch) == 1:
+                return [self._blame(error, batch[0].input)], 0
+        half = len(batch) // 2
+        first, computed = self.embed(batch[:half])
+        second, more = self.embed(batch[half:])
+        return first + second, computed + more
+
+    def _vectors(self, batch: Sequence[Row]) -> tuple[list[Outcome], int]:
+        inputs = [row.input for row in batch]
+        heads = sorted({head for row in batch for head in row.work.heads})
+        if inputs[0].pixels_3SS is not None:
+            assert isinstance(self.encoder, StudentEncoder)
+            pixels = np.stack([one.pixels_3SS for one in inputs if one.pixels_3SS is not None])
+            found = self.encoder.encode_pixels([one.ids for one in inputs], pixels, heads)
+            computed = len(inputs) * max(one.tokens for one in inputs)
+        else:
+            name = None if self.encoder.pools_prompts else inputs[0].prompt_name
+            found, computed = self.budget.encode(
+                lambda ids: self.encoder.encode_tokens(ids, heads, name), [one.ids for one in inputs]
+            )
+        sound = np.all([np.isfinite(found[head]).all(axis=1) for head in heads], axis=0)
+        return [
+            {head: found[head][place] for head in row.work.heads} if sound[place] else not_finite()
+            for place, row in enumerate(batch)
+        ], computed
+
+    def _blame(self, error: Exception, one: Prepared) -> Refusal:
+        """Whether one input is to blame, or the model is dead: then it cannot embed the plainest input either."""
+        logger.error("an input failed in the model: %s", type(error).__name__)
+        try:
+            self.encoder.encode_tokens([np.zeros(1, np.int32)], self.encoder.dims[:1])
+            if one.pixels_3SS is not None and isinstance(self.encoder, StudentEncoder):
+                black_B3SS = np.zeros_like(one.pixels_3SS)[None]
+                self.encoder.encode_pixels([one.ids], black_B3SS, self.encoder.dims[:1])
+        except Exception as again:
+            self.die(again)
+            return unavailable(self.dead or "")
+        if isinstance(error, ConfigError):  # it does not fit into memory, even alone
+            return too_large(str(error), "input", "out_of_memory")
+        return bad_request(f"the model cannot embed this input ({type(error).__name__})", "input", "input_failed")
+
+    def die(self, error: BaseException) -> None:
+        """Answer no more; whoever watches this replica's health replaces it."""
+        self.dead = f"the model has failed ({type(error).__name__}); this replica is about to be replaced"
+        logger.error("the model has failed: %s", type(error).__name__)
+
+
+def not_finite() -> Refusal:
+    return bad_request("the model's vector of this input is not finite", "input", "input_failed")
