@@ -1,6 +1,7 @@
 """Whatever is sent, the server answers as its schema says, and goes on.
 
-`JASPER_RAY_FUZZ` is how many requests are made of every endpoint and kind; a long run takes some hundreds.
+`JASPER_RAY_FUZZ` is how many requests are made of every endpoint and kind; a long run takes some hundreds. With
+`JASPER_RAY_FUZZ_RAY=1` they go through Ray and HAProxy.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ import random
 import socket
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -24,7 +27,11 @@ from serving import output_folder, served
 from small_student import small_student
 
 from jasper_ray.assets.identity import weights_identity
+from jasper_ray.serving.flags import free_ports
+from jasper_ray.serving.running import joined_ray, start
+from jasper_ray.serving.settings import ServeSettings
 
+ON_RAY = os.environ.get("JASPER_RAY_FUZZ_RAY") == "1"
 EXAMPLES = int(os.environ.get("JASPER_RAY_FUZZ", "12"))
 LIMITS = {"inputs": 50, "request_tokens": 2000, "body_mib": 2.0, "text_chars": 100_000}
 TIMEOUT_S = 30.0
@@ -38,11 +45,26 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     place = tmp_path_factory.mktemp("fuzz")
     folder = small_student(place / "student", sees=True)
     ranges = output_folder(place / "index", weights_identity(str(folder), None))
-    with served(folder, limits=LIMITS, ranges=str(ranges)) as (address, service):
+    with on_ray(folder, ranges) if ON_RAY else without_ray(folder, ranges) as address:
+        yield address
+    print(f"{sum(SENT.values())} requests", dict(sorted(SENT.items())))  # noqa: T201
+
+
+@contextmanager
+def without_ray(student: Path, ranges: Path) -> Iterator[str]:
+    with served(student, limits=LIMITS, ranges=str(ranges)) as (address, service):
         yield address
         assert service.engine.queue.waiting == service.engine.coming == 0, "all that was admitted has left"
         assert service.engine.model.dead is None
-    print(f"{sum(SENT.values())} requests", dict(sorted(SENT.items())))  # noqa: T201
+
+
+@contextmanager
+def on_ray(student: Path, ranges: Path) -> Iterator[str]:
+    values = {"model": str(student), "name": "small", "open": True, "limits": LIMITS, "ranges": str(ranges)}
+    settings, (port,) = ServeSettings.model_validate(values), free_ports(1)
+    with joined_ray(settings):
+        start(settings, "127.0.0.1", port)
+        yield f"http://127.0.0.1:{port}"
 
 
 @pytest.fixture(autouse=True)

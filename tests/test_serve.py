@@ -24,6 +24,7 @@ import pytest
 from ray import serve
 from small_run import title
 from small_student import small_student
+from test_fuzz import BODIES, LINE, speak, status
 
 from jasper_ray import load_student
 from jasper_ray.serving.deployment import build_app
@@ -139,6 +140,16 @@ def test_no_header_breaks_it_and_the_log_tells_of_requests_and_no_texts(address:
     )
     assert '"route": "/embed", "status": 200, "key": "everyone"' in lines
     assert "a secret" not in lines
+
+
+def test_requests_of_any_kind_are_answered_behind_haproxy_too(address: str) -> None:
+    for name, body in BODIES.items():
+        told = httpx.post(f"{address}/embed", content=body, timeout=60)
+        assert told.status_code in (200, 400, 413), name
+        assert told.status_code == 200 or told.json()["error"]["message"], name
+    for name, (sent, expected) in LINE.items():
+        assert status(speak(address, sent)) in expected, name
+    assert httpx.get(f"{address}/health").status_code == 200
 
 
 def test_the_command_answers_and_leaves_nothing_behind(student: Path) -> None:

@@ -172,9 +172,13 @@ def test_ours_is_told_in_units_of_theirs() -> None:
     assert (found["ours float32"]["times"], found["ours float32"]["times_float32"]) == (1.5, 1.5)
     assert (found["ours bfloat16"]["times"], found["ours bfloat16"]["times_float32"]) == (1.25, 2.5)
     assert "times" not in found["Infinity float32"]
-    (plain,) = against_plain(best, {"float32": 1200.0})
-    assert plain == {"way": "encode float32", "texts_per_s": 1200.0, "overhead": 1.25}
     assert point in POINTS
+
+
+def test_the_model_alone_is_held_against_the_server_of_its_round() -> None:
+    found = against_plain("float32", served=[1000.0, 500.0, 400.0], alone=[1200.0, 650.0, 600.0])
+    assert found == {"way": "encode float32", "texts_per_s": 650.0, "overhead": 1.3}
+    assert against_plain("float32", served=[0.0], alone=[10.0])["overhead"] is None
 
 
 def test_the_round_in_the_middle_speaks_for_all_and_hides_no_failure() -> None:

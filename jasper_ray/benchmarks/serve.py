@@ -127,10 +127,12 @@ def benchmark_serve(bench: Bench, precisions: Sequence[Dtype], rounds: int) -> R
                         record = measure(running, lines, point, bench.seconds)
                         found.setdefault((side, precision, point), []).append(record)
                         print(f"{side} {precision}", record, flush=True)  # noqa: T201  # each takes minutes
-            plain = in_fresh_process(run_plain, bench.model, lines, bench.threads, precision)
-            alone.setdefault(precision, []).append(plain["texts_per_s"])
+                    if side == "ours":  # at once, while the server idles: within minutes a machine's speed changes
+                        plain = in_fresh_process(run_plain, bench.model, lines, bench.threads, precision)
+                        alone.setdefault(precision, []).append(plain["texts_per_s"])
+    served = {name: [one["texts_per_s"] for one in found["ours", name, WIDE]] for name in alone}
     best = {key: middle(records) for key, records in found.items()}
-    return [*with_ratios(best), *against_plain(best, {name: statistics.median(each) for name, each in alone.items()})]
+    return [*with_ratios(best), *(against_plain(name, served[name], alone[name]) for name in alone)]
 
 
 def short_lines(rows: int) -> list[str]:
@@ -192,14 +194,15 @@ def with_ratios(best: dict[tuple[str, str, Point], dict[str, Any]]) -> Iterator[
         yield {"way": f"{side} {precision}", **record, **ratios}
 
 
-def against_plain(
-    best: dict[tuple[str, str, Point], dict[str, Any]], alone: dict[str, float]
-) -> Iterator[dict[str, Any]]:
-    """The model alone; `overhead`: the server's seconds for the same texts, in units of the model's."""
-    for precision, texts_per_s in alone.items():
-        served = best["ours", precision, WIDE]["texts_per_s"]
-        overhead = texts_per_s / served if served else None
-        yield {"way": f"encode {precision}", "texts_per_s": texts_per_s, "overhead": overhead}
+def against_plain(precision: str, served: list[float], alone: list[float]) -> dict[str, Any]:
+    """The model alone, and as `overhead` the server's seconds for the same texts in units of the model's: of each the
+    median of the rounds, in which both stood side by side."""
+    ratios = [plain / texts_per_s for plain, texts_per_s in zip(alone, served, strict=True) if texts_per_s]
+    return {
+        "way": f"encode {precision}",
+        "texts_per_s": statistics.median(alone),
+        "overhead": statistics.median(ratios) if ratios else None,
+    }
 
 
 def run_plain(model: str, lines: list[str], threads: int, precision: Dtype) -> dict[str, float]:

@@ -1,0 +1,101 @@
+"""The README's commands for a server on a cluster, on a head of Ray of its own."""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+import yaml
+from small_run import title
+from small_student import small_student
+from test_serve import wait_for
+
+from jasper_ray.serving.flags import FILES, PORTS, free_ports
+from jasper_ray.serving.request import key_made
+
+pytestmark = pytest.mark.slow
+
+PROGRAMS = Path(sys.executable).parent
+HOME = Path(__file__).parents[1]
+PORT_OPTIONS = ("port", "dashboard-port", "dashboard-agent-listen-port", "dashboard-agent-grpc-port")
+
+
+@pytest.fixture
+def short_folder() -> Iterator[Path]:
+    """A place for sockets, whose paths must be short."""
+    with tempfile.TemporaryDirectory(prefix="jr-", dir="/tmp", ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
+
+
+@pytest.fixture
+def environment(short_folder: Path) -> dict[str, str]:
+    """The README's variables, a token, and no port or file of another server."""
+    block = (HOME / "README.md").read_text().split("### On a cluster")[1]
+    said = dict(re.findall(r'(RAY_\w+)=("[^"]*"|\S+)', block.split("ray start")[0]))
+    own = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    own |= {name: value.strip('"') for name, value in said.items()}
+    own |= {"RAY_AUTH_TOKEN": secrets.token_hex(32), "PATH": f"{PROGRAMS}:{os.environ['PATH']}"}
+    own |= {name: str(port) for name, port in zip(PORTS, free_ports(len(PORTS)), strict=True)}
+    return own | {name: str(short_folder / file) for name, file in FILES.items()}
+
+
+@pytest.fixture
+def dashboard(short_folder: Path, environment: dict[str, str]) -> Iterator[str]:
+    """`ray start --head`, ended with all it started."""
+    ports = free_ports(len(PORT_OPTIONS))
+    command = ["ray", "start", "--head", "--block", "--num-cpus=2", f"--temp-dir={short_folder}"]
+    command += [f"--{option}={port}" for option, port in zip(PORT_OPTIONS, ports, strict=True)]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as head:
+        yield f"http://127.0.0.1:{ports[1]}"
+        family = psutil.Process(head.pid).children(recursive=True)
+        head.terminate()
+    assert not [title(one) for one in psutil.wait_procs(family, 30)[1]]
+
+
+def edited(folder: Path, student: Path, digest_entry: str, port: int) -> Path:
+    """`cluster/serve.yaml` with the places that it says are to be edited."""
+    (folder / "keys.yaml").write_text(digest_entry)
+    config = yaml.safe_load((HOME / "cluster" / "serve.yaml").read_text())
+    config["http_options"] |= {"host": "127.0.0.1", "port": port}
+    args = config["applications"][0]["args"]
+    args |= {"model": str(student), "keys_file": str(folder / "keys.yaml")}
+    (folder / "serve.yaml").write_text(yaml.safe_dump(config))
+    return folder / "serve.yaml"
+
+
+def test_serve_deploy_brings_a_server_up_and_serve_shutdown_ends_it(
+    dashboard: str, environment: dict[str, str], tmp_path: Path
+) -> None:
+    secret, entry = key_made("tests")
+    (port,) = free_ports(1)
+    config = edited(tmp_path, small_student(tmp_path / "student"), entry, port)
+    address = f"http://127.0.0.1:{port}"
+
+    def told(*command: str) -> str:
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+        return done.stdout + done.stderr if done.returncode else ""
+
+    wait_for(lambda: not told("serve", "status", "-a", dashboard), 120)
+    assert told("serve", "deploy", "-a", dashboard, str(config)) == ""
+    wait_for(lambda: status(f"{address}/health") == 200, 120)
+    assert status(f"{address}/v1/models") == 401
+    assert status(f"{address}/v1/models", secret) == 200
+    assert told("serve", "shutdown", "-y", "-a", dashboard) == ""
+    wait_for(lambda: status(f"{address}/health") == 0, 60)  # HAProxy is gone, too
+
+
+def status(url: str, key: str = "none") -> int:
+    """What a GET is answered; 0 when nobody listens."""
+    try:
+        return httpx.get(url, headers={"authorization": f"Bearer {key}"} if key != "none" else {}).status_code
+    except httpx.TransportError:
+        return 0
