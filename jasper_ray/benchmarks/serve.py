@@ -6,6 +6,7 @@ Ours is started as users start it, and measured with what Ray Serve and its prox
 from __future__ import annotations
 
 import asyncio
+import math
 import statistics
 import sys
 import time
@@ -27,8 +28,9 @@ from jasper_ray.benchmarks.process import in_fresh_process
 from jasper_ray.benchmarks.servers import Running, server
 from jasper_ray.benchmarks.table import table
 from jasper_ray.config import ConfigError
-from jasper_ray.encoders import load_encoder
+from jasper_ray.encoders import TokenEncoder, load_encoder
 from jasper_ray.encoders.budget import USUAL_TOKENS, TokenBudget
+from jasper_ray.models.tokenizing import Tokenizing
 from jasper_ray.serving.flags import free_ports
 from jasper_ray.vectors import Dtype, least_cosine
 
@@ -104,7 +106,7 @@ class Bench:
 
 
 def benchmark_serve(bench: Bench, precisions: Sequence[Dtype], rounds: int) -> Records:
-    """A record for each side, precision and point, the median of its rounds by requests/s, and one for the model alone.
+    """A record for each side, precision and point, the median of its rounds by requests/s; and the model alone.
 
     Ours have `times`, their requests/s in units of Infinity's in the same precision, and `times_float32`, in units of
     Infinity's in float32, its default on processors.
@@ -117,7 +119,7 @@ def benchmark_serve(bench: Bench, precisions: Sequence[Dtype], rounds: int) -> R
     program = infinity_program(bench.peer_venv)  # before anything is timed: it may have to be made
     sides: dict[str, Side] = {"ours": bench.ours, "Infinity": partial(bench.infinity, program)}
     found: dict[tuple[str, str, Point], Records] = {}
-    alone: dict[str, list[float]] = {}
+    alone: Records = []
     for _ in range(rounds):
         for precision in precisions:
             for side, start in sides.items():
@@ -129,10 +131,11 @@ def benchmark_serve(bench: Bench, precisions: Sequence[Dtype], rounds: int) -> R
                         print(f"{side} {precision}", record, flush=True)  # noqa: T201  # each takes minutes
                     if side == "ours":  # at once, while the server idles: within minutes a machine's speed changes
                         plain = in_fresh_process(run_plain, bench.model, lines, bench.threads, precision)
-                        alone.setdefault(precision, []).append(plain["texts_per_s"])
-    served = {name: [one["texts_per_s"] for one in found["ours", name, WIDE]] for name in alone}
+                        served = found[side, precision, WIDE][-1]["texts_per_s"]
+                        alone += [against_plain(f"{way} {precision}", each, served) for way, each in plain.items()]
     best = {key: middle(records) for key, records in found.items()}
-    return [*with_ratios(best), *(against_plain(name, served[name], alone[name]) for name in alone)]
+    ways = dict.fromkeys(record["way"] for record in alone)
+    return [*with_ratios(best), *(median([record for record in alone if record["way"] == way]) for way in ways)]
 
 
 def short_lines(rows: int) -> list[str]:
@@ -194,31 +197,33 @@ def with_ratios(best: dict[tuple[str, str, Point], dict[str, Any]]) -> Iterator[
         yield {"way": f"{side} {precision}", **record, **ratios}
 
 
-def against_plain(precision: str, served: list[float], alone: list[float]) -> dict[str, Any]:
-    """The model alone, and as `overhead` the server's seconds for the same texts in units of the model's: of each the
-    median of the rounds, in which both stood side by side."""
-    ratios = [plain / texts_per_s for plain, texts_per_s in zip(alone, served, strict=True) if texts_per_s]
-    return {
-        "way": f"encode {precision}",
-        "texts_per_s": statistics.median(alone),
-        "overhead": statistics.median(ratios) if ratios else None,
-    }
+def against_plain(way: str, texts_per_s: float, served: float) -> dict[str, Any]:
+    """The model alone, and as `overhead` the server's seconds for the same texts in units of the model's."""
+    return {"way": way, "texts_per_s": texts_per_s, "overhead": texts_per_s / served if served else math.inf}
+
+
+def median(records: Records) -> dict[str, Any]:
+    """One way's figures over all rounds."""
+    figures = ("texts_per_s", "overhead")
+    return {**records[0], **{name: statistics.median(record[name] for record in records) for name in figures}}
 
 
 def run_plain(model: str, lines: list[str], threads: int, precision: Dtype) -> dict[str, float]:
-    """Texts a second without any server: the faster of `encode`, and the batches by tokens that the server makes."""
+    """Texts a second without any server: `encode`, and, where the model takes tokens, all lines sorted by length in
+    batches of as many tokens as the server's. No server has all lines at once: that is the bound of what one can do."""
     torch.set_num_threads(threads)
     encoder = load_encoder(model, "cpu", precision)
     tokenizing = encoder.tokenizing()
-    budget = TokenBudget(USUAL_TOKENS["cpu"])
+    found = {"encode": speed(encoder.encode, lines)}
+    if tokenizing:
+        found["sorted batches"] = speed(partial(in_batches, encoder, tokenizing), lines)
+    return found
 
-    def by_tokens(some: list[str]) -> None:
-        assert tokenizing
-        ids = [np.asarray(row, np.int32) for row in tokenizing(some)]
-        budget.encode(lambda batch: encoder.encode_tokens(batch, encoder.dims[:1]), ids)
 
-    ways: list[Callable[[list[str]], object]] = [encoder.encode, *([by_tokens] if tokenizing else [])]
-    return {"texts_per_s": max(speed(way, lines) for way in ways)}
+def in_batches(encoder: TokenEncoder, tokenizing: Tokenizing, lines: list[str]) -> None:
+    """The lines as tokens through the model, sorted by length."""
+    ids = [np.asarray(row, np.int32) for row in tokenizing(lines)]
+    TokenBudget(USUAL_TOKENS["cpu"]).encode(lambda batch: encoder.encode_tokens(batch, encoder.dims[:1]), ids)
 
 
 def speed(encode: Callable[[list[str]], object], lines: list[str]) -> float:
