@@ -1,16 +1,20 @@
-"""A server of a small real student without Ray, for tests: uvicorn in a thread of this process."""
+"""A server of a small real student without Ray, uvicorn in a thread of this process; what tests of servers share."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
+import subprocess
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import uvicorn
 
 from jasper_ray.embedding.folder import JOB, Job, OutputFolder, Resolved
@@ -22,6 +26,19 @@ from jasper_ray.serving.opening import open_service
 from jasper_ray.serving.service import Service
 from jasper_ray.serving.settings import ServeSettings
 from jasper_ray.vectors import int8_ranges
+
+
+@contextmanager
+def command_running(command: Sequence[str], **how: Any) -> Iterator[subprocess.Popen[str]]:
+    """A command as a process, which ends with all that it started, however the block ends."""
+    with subprocess.Popen(command, text=True, **how) as process:
+        own = psutil.Process(process.pid)
+        try:
+            yield process
+        finally:
+            with contextlib.suppress(psutil.Error):
+                for one in [*own.children(recursive=True), own]:
+                    one.kill()
 
 
 @contextmanager
@@ -44,7 +61,7 @@ def served(
 
     thread = threading.Thread(target=asyncio.run, args=(serve(),), daemon=True)
     thread.start()
-    up.wait()
+    assert up.wait(60), "the server does not start"
     try:
         yield f"http://127.0.0.1:{listening.getsockname()[1]}", service
     finally:
@@ -64,3 +81,11 @@ def output_folder(path: Path, weights: str, dim: int = 96) -> Path:
     x_ND = np.random.default_rng(2).normal(size=(50, dim)) / 10
     folder.keep_ranges({dim: int8_ranges(x_ND)})
     return path
+
+
+def wait_for(what: Callable[[], bool], seconds: float) -> None:
+    """Until it holds."""
+    began = time.monotonic()
+    while not what():
+        assert time.monotonic() - began < seconds, "waited too long"
+        time.sleep(0.2)

@@ -8,16 +8,18 @@ import secrets
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
 import psutil
 import pytest
 import yaml
+from serving import command_running, wait_for
 from small_run import title
 from small_student import small_student
-from test_serve import wait_for
 
 from jasper_ray.serving.flags import FILES, PORTS, free_ports
 from jasper_ray.serving.request import key_made
@@ -26,7 +28,13 @@ pytestmark = pytest.mark.slow
 
 PROGRAMS = Path(sys.executable).parent
 HOME = Path(__file__).parents[1]
-PORT_OPTIONS = ("port", "dashboard-port", "dashboard-agent-listen-port", "dashboard-agent-grpc-port")
+PORT_OPTIONS = (
+    "port",
+    "dashboard-port",
+    "dashboard-agent-listen-port",
+    "dashboard-agent-grpc-port",
+    "ray-client-server-port",
+)
 
 
 @pytest.fixture
@@ -49,16 +57,19 @@ def environment(short_folder: Path) -> dict[str, str]:
 
 
 @pytest.fixture
-def dashboard(short_folder: Path, environment: dict[str, str]) -> Iterator[str]:
-    """`ray start --head`, ended with all it started."""
+def head(short_folder: Path, environment: dict[str, str]) -> Iterator[dict[str, str]]:
+    """`ray start --head`, ended with all it started: the variables that let commands find it."""
     ports = free_ports(len(PORT_OPTIONS))
     command = ["ray", "start", "--head", "--block", "--num-cpus=2", f"--temp-dir={short_folder}"]
     command += [f"--{option}={port}" for option, port in zip(PORT_OPTIONS, ports, strict=True)]
-    with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as head:
-        yield f"http://127.0.0.1:{ports[1]}"
-        family = psutil.Process(head.pid).children(recursive=True)
-        head.terminate()
-    assert not [title(one) for one in psutil.wait_procs(family, 30)[1]]
+    log = short_folder / "head.log"
+    with log.open("w") as file, command_running(command, env=environment, stdout=file, stderr=file) as process:
+        gcs, dashboard = (f"127.0.0.1:{port}" for port in ports[:2])
+        yield {**environment, "RAY_ADDRESS": gcs, "RAY_DASHBOARD_ADDRESS": f"http://{dashboard}"}
+        assert process.poll() is None, log.read_text()
+        family = psutil.Process(process.pid).children(recursive=True)
+        process.terminate()
+        assert not [title(one) for one in psutil.wait_procs(family, 30)[1]]
 
 
 def edited(folder: Path, student: Path, digest_entry: str, port: int) -> Path:
@@ -72,30 +83,62 @@ def edited(folder: Path, student: Path, digest_entry: str, port: int) -> Path:
     return folder / "serve.yaml"
 
 
-def test_serve_deploy_brings_a_server_up_and_serve_shutdown_ends_it(
-    dashboard: str, environment: dict[str, str], tmp_path: Path
-) -> None:
+def test_serve_deploy_brings_a_server_up_and_serve_shutdown_ends_it(head: dict[str, str], tmp_path: Path) -> None:
     secret, entry = key_made("tests")
     (port,) = free_ports(1)
     config = edited(tmp_path, small_student(tmp_path / "student"), entry, port)
     address = f"http://127.0.0.1:{port}"
 
     def told(*command: str) -> str:
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+        done = subprocess.run(command, env=head, cwd=HOME, capture_output=True, text=True, timeout=120)
         return done.stdout + done.stderr if done.returncode else ""
 
-    wait_for(lambda: not told("serve", "status", "-a", dashboard), 120)
-    assert told("serve", "deploy", "-a", dashboard, str(config)) == ""
+    wait_for(lambda: not told("serve", "status"), 120)
+    assert told("serve", "deploy", str(config)) == ""
     wait_for(lambda: status(f"{address}/health") == 200, 120)
     assert status(f"{address}/v1/models") == 401
     assert status(f"{address}/v1/models", secret) == 200
-    assert told("serve", "shutdown", "-y", "-a", dashboard) == ""
+    model = ("--model", str(tmp_path / "student"), "--port", str(free_ports(1)[0]))
+    assert "Ray Serve runs at" in told(sys.executable, "jobs/serve.py", *model)
+    changed = config.read_text().replace("name: quickstart", "name: renamed")
+    config.write_text(changed)
+    with asking(address, secret) as statuses:
+        assert told("serve", "deploy", str(config)) == ""
+        wait_for(lambda: name(address, secret) == "renamed", 120)
+    assert set(statuses) == {200}, "the only replica stays until another answers"
+    assert told("serve", "shutdown", "-y") == ""
     wait_for(lambda: status(f"{address}/health") == 0, 60)  # HAProxy is gone, too
+
+
+@contextmanager
+def asking(address: str, secret: str) -> Iterator[list[int]]:
+    """What a client is answered that asks without pause as long as the block lasts."""
+    statuses: list[int] = []
+    over = threading.Event()
+
+    def ask() -> None:
+        while not over.is_set():
+            statuses.append(status(f"{address}/v1/models", secret))
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    try:
+        yield statuses
+    finally:
+        over.set()
+        thread.join(60)
+
+
+def name(address: str, secret: str) -> str:
+    """What the model is called."""
+    answer = httpx.get(f"{address}/v1/models", headers={"authorization": f"Bearer {secret}"}, timeout=30)
+    return str(answer.json()["data"][0]["id"])
 
 
 def status(url: str, key: str = "none") -> int:
     """What a GET is answered; 0 when nobody listens."""
     try:
-        return httpx.get(url, headers={"authorization": f"Bearer {key}"} if key != "none" else {}).status_code
+        headers = {"authorization": f"Bearer {key}"} if key != "none" else {}
+        return httpx.get(url, headers=headers, timeout=30).status_code
     except httpx.TransportError:
         return 0

@@ -80,6 +80,7 @@ def open_page(browser: Browser) -> Iterator[Open]:
     pages: list[Page] = []
 
     def open_(address: str, foreseen: str = "nothing", width: int = 1200) -> Page:
+        expect.set_options(timeout=30_000)  # a loaded machine takes more than the usual five seconds
         page = browser.new_page(viewport={"width": width, "height": 800})
         pages.append(page)
         page.on("request", lambda request: asked.append((address, request.url)))

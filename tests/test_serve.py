@@ -10,8 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,9 @@ import numpy as np
 import openai
 import psutil
 import pytest
+import ray
 from ray import serve
+from serving import command_running, wait_for
 from small_run import title
 from small_student import small_student
 from test_fuzz import BODIES, LINE, speak, status
@@ -121,23 +122,15 @@ def replicas() -> list[psutil.Process]:
     return found
 
 
-def wait_for(what: Callable[[], bool], seconds: float) -> float:
-    """Seconds until it holds."""
-    began = time.monotonic()
-    while not what():
-        assert time.monotonic() - began < seconds, "waited too long"
-        time.sleep(0.2)
-    return time.monotonic() - began
-
-
 def test_no_header_breaks_it_and_the_log_tells_of_requests_and_no_texts(address: str) -> None:
     for name in ("x-request-id", "x-request-timeout-seconds", "x-session-id", "serve-multiplexed-model-id"):
-        answer = httpx.post(f"{address}/embed", json={"inputs": "a secret of mine"}, headers={name.encode(): b"\xff"})
+        answer = httpx.post(
+            f"{address}/embed", json={"inputs": "a secret of mine"}, headers={name.encode(): b"\xff"}, timeout=60
+        )
         assert answer.status_code == 200, name
     assert httpx.post(f"{address}/embed/", json={}, headers={"host": "elsewhere"}).status_code == 404
-    lines = "".join(
-        path.read_text() for path in Path("/tmp/ray/session_latest/logs/serve").glob(f"replica_{APP}_Server_*")
-    )
+    logs = Path("/tmp/ray", ray.get_runtime_context().get_session_name(), "logs", "serve")
+    lines = "".join(path.read_text() for path in logs.glob(f"replica_{APP}_Server_*"))
     assert '"route": "/embed", "status": 200, "key": "everyone"' in lines
     assert "a secret" not in lines
 
@@ -157,7 +150,7 @@ def test_the_command_answers_and_leaves_nothing_behind(student: Path) -> None:
     command = [sys.executable, "jobs/serve.py", "--model", str(student), "--port", str(port), "--precision", "float32"]
     own = {name: value for name, value in os.environ.items() if not name.startswith("RAY_SERVE_")}
     home, pipe = Path(__file__).parents[1], subprocess.PIPE
-    with subprocess.Popen(command, cwd=home, env=own, stdout=pipe, stderr=pipe, text=True) as process:
+    with command_running(command, cwd=home, env=own, stdout=pipe, stderr=pipe) as process:
         assert process.stdout
         assert process.stderr
         told: list[str] = []

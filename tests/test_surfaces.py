@@ -24,12 +24,14 @@ import pytest
 from picture_files import photo, written
 from serving import output_folder, served
 from small_student import BASE, small_student
+from starlette.requests import ClientDisconnect
 from test_serving import samples
 
 from jasper_ray.assets.identity import weights_identity
 from jasper_ray.encoders import StudentEncoder, load_student
 from jasper_ray.models.tokenizing import Ids
 from jasper_ray.serving import bodies
+from jasper_ray.serving.errors import Refusal
 from jasper_ray.serving.keys import digest_of
 from jasper_ray.serving.service import Service
 from jasper_ray.vectors import least_cosine, normalise, quantise_binary, quantise_int8
@@ -39,7 +41,7 @@ LONG = "photolithography outmanoeuvred internationalization " * 40
 PNG = written(photo(), "PNG")
 URI = "data:image/png;base64," + base64.b64encode(PNG).decode()
 SECRET, SLOW = "the-secret-of-search", "the-secret-of-a-slow-one"
-LIMITS = {"inputs": 20, "request_tokens": 900, "body_mib": 1.0, "text_chars": 50_000}
+LIMITS = {"inputs": 20, "images": 2, "request_tokens": 900, "body_mib": 1.0, "text_chars": 50_000}
 
 
 @dataclass
@@ -431,17 +433,17 @@ def test_clients_wait_as_they_are_told_while_the_queue_is_full(
 def test_a_key_over_its_tokens_waits_as_it_is_told(up: Up) -> None:
     client = up.openai(api_key=SLOW)
     for _ in range(2):  # of 20 tokens a second, 1200 at first
-        client.embeddings.create(input=["word " * 50] * 13, model="small")
+        client.embeddings.create(input=["word " * 50] * 17, model="small")
     with pytest.raises(openai.RateLimitError, match="'slow' has used its 1200 tokens a minute") as caught:
         client.embeddings.create(input="a", model="small")
     assert float(caught.value.response.headers["retry-after-ms"]) > 1000
     up.post("/embed", inputs="a")
     bucket = up.service.book._buckets["slow"]  # type: ignore[attr-defined]
-    bucket.left = -5.0
-    began = time.monotonic()
+    bucket.left, bucket.at_s = -5.0, time.monotonic()
+    began = bucket.at_s
     client.with_options(max_retries=3).embeddings.create(input="a", model="small")
-    assert 0.2 < time.monotonic() - began < 10
-    bucket.left = -5.0
+    assert time.monotonic() - began > 0.2
+    bucket.left, bucket.at_s = -5.0, time.monotonic()
     asked = up.cohere(SLOW).embed(model="small", texts=["a"], input_type="clustering")
     assert asked.embeddings.float_
 
@@ -607,6 +609,48 @@ def test_a_line_of_the_log_is_json_without_texts(
     assert [(line["status"], line["key"]) for line in lines[1:]] == [(400, "search"), (401, "-")]
     ours = [one.getMessage() for one in caplog.records if one.name.startswith("jasper_ray")]
     assert not any(word in line for line in ours for word in ("private", SECRET))
+
+
+def test_a_request_has_so_many_images_and_no_more(up: Up) -> None:
+    requests: list[tuple[str, dict[str, Any]]] = [
+        ("/v1/embeddings", {"input": [URI] * 3}),
+        ("/v2/embed", {"images": [URI] * 3, "input_type": "image"}),
+        (
+            "/v2/embed",
+            {"inputs": [{"content": [{"type": "image_url", "image_url": {"url": URI}}]}] * 3, "input_type": "image"},
+        ),
+    ]
+    for path, body in requests:
+        refused = up.http.post(path, json=body)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (413, "too_many_images"), path
+
+
+def test_an_answer_goes_out_in_slices_and_is_given_up_where_nobody_takes_it(
+    up: Up, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bodies, "SLICE", 4)
+    room = bodies.Bodies(up.service)
+    before, sent = room.room, []
+
+    async def take(message: Any) -> None:
+        assert room.room == before - 10
+        sent.append(message)
+
+    async def tell(send: Any) -> None:
+        await room.answer(b"0123456789", {"x-a": "b"})({"type": "http"}, None, send)  # type: ignore[arg-type]
+
+    async def never(_: Any) -> None:
+        await asyncio.Event().wait()
+
+    asyncio.run(tell(take))
+    assert [(one["body"], one["more_body"]) for one in sent[1:]] == [(b"0123", True), (b"4567", True), (b"89", False)]
+    assert {(b"x-a", b"b"), (b"content-length", b"10")} <= set(sent[0]["headers"])
+    monkeypatch.setattr(bodies, "SLOW_S", 0.05)
+    with pytest.raises(ClientDisconnect):
+        asyncio.run(tell(never))
+    assert room.room == before
+    with pytest.raises(Refusal, match="too much is waiting"):
+        room.answer(b"x" * (before + 1), {})
 
 
 def test_a_body_that_does_not_come_is_given_up(up: Up, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -121,6 +121,7 @@ def build_app(settings: ServeSettings) -> serve.Application:
         Server,
         name="Server",
         max_ongoing_requests=ONGOING,
+        max_surge_percent=copies.surge_percent,
         health_check_period_s=2.0,
         health_check_timeout_s=30.0,
         graceful_shutdown_wait_loop_s=1.0,
@@ -140,7 +141,6 @@ def autoscaling(copies: Copies) -> dict[str, Any]:
     """Between so many and so many replicas, by queued work."""
     return {
         "min_replicas": copies.min,
-        "initial_replicas": copies.min,
         "max_replicas": copies.max,
         "upscale_delay_s": copies.upscale_delay_s,
         "downscale_delay_s": copies.downscale_delay_s,

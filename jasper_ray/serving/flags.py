@@ -24,7 +24,7 @@ FLAGS = {
 HAPROXY_FLAGS = {
     "RAY_SERVE_ENABLE_HA_PROXY": "1",  # HAProxy, not a Python process, passes requests on
     "RAY_SERVE_ENABLE_DIRECT_INGRESS": "1",  # and straight to the replicas
-    "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",  # embedding twice does no harm
+    "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response 503",  # embedding twice does no harm
     "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": "60",  # a client that says nothing keeps no connection for an hour
     "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",  # each request would be logged to a collector beside ours
 }

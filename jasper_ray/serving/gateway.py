@@ -80,7 +80,7 @@ def answering(service: Service, endpoint: Endpoint, bodies: Bodies) -> Callable[
         told = await handle(service, endpoint, bodies, request, caller)
         request.state.tokens = told.tokens
         content = orjson.dumps(told.content, option=orjson.OPT_SERIALIZE_NUMPY)
-        return Response(content, media_type="application/json", headers=timing(told.seconds))
+        return bodies.answer(content, timing(told.seconds))
 
     return answer
 

@@ -66,6 +66,7 @@ class Keys:
         self.given = {key.sha256: key for key in given_keys(given)}
         self.open = open_
         self._looked = 0.0
+        self._fault = ""
         self._stamp: tuple[int, int] | None = None
         self._known: dict[str, Key] = dict(self.given)
         if self.file:
@@ -94,8 +95,11 @@ class Keys:
             if stamp_of(file) != self._stamp:
                 self._read(file)
                 logger.info("%d API keys are valid now", len(self._known))
+            self._fault = ""
         except (ConfigError, OSError) as error:
-            logger.error("the keys stay as they were: %s", error)
+            if str(error) != self._fault:  # once, and not every second
+                logger.error("the keys stay as they were: %s", error)
+            self._fault = str(error)
 
     def _read(self, file: Path) -> None:
         stamp = stamp_of(file) if file.is_file() else None

@@ -9,7 +9,7 @@ import numpy as np
 
 from jasper_ray.config import ConfigError
 from jasper_ray.encoders import StudentEncoder, TokenEncoder
-from jasper_ray.encoders.budget import TokenBudget
+from jasper_ray.encoders.budget import TokenBudget, is_out_of_memory
 from jasper_ray.serving.errors import Refusal, bad_request, too_large, unavailable
 from jasper_ray.serving.inputs import Prepared
 from jasper_ray.serving.queue import Row
@@ -79,8 +79,8 @@ class Model:
         except Exception as again:
             self.die(again)
             return unavailable(self.dead or "")
-        if isinstance(error, ConfigError):  # it does not fit into memory, even alone
-            return too_large(str(error), "input", "out_of_memory")
+        if isinstance(error, ConfigError) or (isinstance(error, RuntimeError) and is_out_of_memory(error)):
+            return too_large("this input does not fit into the memory that is left", "input", "out_of_memory")
         return bad_request(f"the model cannot embed this input ({type(error).__name__})", "input", "input_failed")
 
     def die(self, error: BaseException) -> None:

@@ -37,6 +37,8 @@ class Preparer:
         self.tokenizing = tokenizing
         self.vocabulary = len(tokenizing.tokenizer)
         self._threads = ThreadPoolExecutor(threads, "tokenizer")
+        self._eyes = ThreadPoolExecutor(threads, "images")
+        """Images take a second at worst; no text waits for them."""
         self._own = threading.local()
 
     @property
@@ -53,7 +55,8 @@ class Preparer:
         texts = all(isinstance(one, (TextInput, TokenInput)) for one in inputs)
         if texts and sum(len(one.text) for one in inputs if isinstance(one, TextInput)) <= HERE_CHARS:
             return self.prepared(inputs)
-        return await asyncio.get_running_loop().run_in_executor(self._threads, self.prepared, inputs)
+        threads = self._threads if texts else self._eyes
+        return await asyncio.get_running_loop().run_in_executor(threads, self.prepared, inputs)
 
     def prepared(self, inputs: Sequence[Input]) -> list[Prepared]:
         """`prepare`, in this thread."""
@@ -104,8 +107,7 @@ class Preparer:
         return Prepared(np.array(one.ids, np.int32), len(one.ids))
 
     def _image(self, one: ImageInput, place: int) -> Prepared:
-        if not (isinstance(self.encoder, StudentEncoder) and self.encoder.sees):
-            raise bad_request(f"input {place} is an image, and this model takes texts alone", "input")
+        assert isinstance(self.encoder, StudentEncoder)
         try:
             pixels_3SS = self.encoder.pixels(one.data)
         except BadImage as error:
@@ -179,7 +181,8 @@ class Preparer:
 
     def close(self) -> None:
         """End the threads."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        for threads in (self._threads, self._eyes):
+            threads.shutdown(wait=False, cancel_futures=True)
 
 
 def cut_text(tokenizing: Tokenizing, one: TextInput, length: int, place: int) -> list[int]:

@@ -36,10 +36,8 @@ def run_server(settings: ServeSettings, host: str, port: int) -> None:
     with joined_ray(settings):
         check_room(settings)
         start(settings, host, port)
-        try:
-            wait_for_signal(settings, host, port)
-        finally:
-            serve.delete(APP)
+        wait_for_signal(settings, host, port)
+        serve.delete(APP)
 
 
 def wait_for_signal(settings: ServeSettings, host: str, port: int) -> None:
@@ -49,6 +47,7 @@ def wait_for_signal(settings: ServeSettings, host: str, port: int) -> None:
         signal.signal(name, lambda *_: stopping.set())
     logger.info("%s answers at %s; try it in a browser there", settings.served_name, shown(host, port))
     stopping.wait()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # twice: at once
     logger.info("stopping")
 
 
@@ -57,7 +56,7 @@ def joined_ray(settings: ServeSettings) -> Iterator[None]:
     """The Ray that RAY_ADDRESS names, or one for this process alone.
 
     Raises:
-        ConfigError: an application of this name runs there already; `serve deploy` is what updates one.
+        ConfigError: Serve runs there already, at an address of its own; `serve deploy` is what updates it.
     """
     logging.getLogger("ray").setLevel(logging.ERROR)
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
@@ -71,13 +70,14 @@ def joined_ray(settings: ServeSettings) -> Iterator[None]:
         copies = settings.copies
         cpus = max(os.cpu_count() or 1, round(copies.max * copies.cpus + 1))
         ray.init("local", num_cpus=cpus, include_dashboard=False, **quiet)
+    taken = bool(address and serve.status().proxies)
     try:
-        if address and APP in serve.status().applications:
-            raise ConfigError(f"an application {APP!r} runs at {address} already; update it with serve deploy")
+        if taken:
+            raise ConfigError(f"Ray Serve runs at {address} already; deploy to it: serve deploy cluster/serve.yaml")
         yield
     finally:
         with redirect_stdout(None):  # where Ray says that the controller died when it was told to
-            if not address:
+            if not taken:
                 serve.shutdown()  # else HAProxy, which is no process of Ray's, would keep the port
             ray.shutdown()
         folder.cleanup()

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from jasper_ray.encoders import TokenEncoder
-from jasper_ray.serving.engine import Engine
+from jasper_ray.encoders import StudentEncoder, TokenEncoder
+from jasper_ray.serving.engine import Admission, Engine
 from jasper_ray.serving.errors import Refusal, bad_request, check_size, over_limit, too_large
 from jasper_ray.serving.inputs import ImageInput, Input, TextInput, TokenInput
 from jasper_ray.serving.keys import Key, Keys
@@ -23,6 +23,8 @@ from jasper_ray.serving.vectors import cut, head_for
 
 USUAL_CHARS, MOST_CHARS = 4, 32
 """Characters of a token: mostly, and hardly ever more."""
+CUT_SHARE = 1 / 8
+"""What a token that is read and then cut off costs, of one that is embedded."""
 IMAGE_TOKENS = 64
 """What an image is counted as until it is decoded."""
 
@@ -88,8 +90,7 @@ class Service:
         head, dim = head_for(self.dims, dim, param)
         self.check_inputs(inputs)
         began = time.perf_counter()
-        longest = self.preparer.max_length
-        with self.engine.admit(sum(guess(one, USUAL_CHARS, longest) for one in inputs)) as admission:
+        with self.admit(inputs) as admission:
             prepared = await self.preparer.prepare(inputs)
             tokens = sum(one.tokens for one in prepared)
             check_size(tokens, self.settings.limits.request_tokens)
@@ -107,14 +108,24 @@ class Service:
         self._count(caller, len(inputs), tokens, phases)
         return Embedded(x_ND, tokens, phases)
 
+    def admit(self, inputs: Sequence[Input]) -> Admission:
+        """Room for the work that inputs seem to be.
+
+        Raises:
+            Refusal: too much waits, or the model is dead.
+        """
+        longest = self.preparer.max_length
+        return self.engine.admit(round(sum(guess(one, USUAL_CHARS, longest, CUT_SHARE) for one in inputs)))
+
     def check_inputs(self, inputs: Sequence[Input]) -> None:
         """Refuse none, too many, empty ones, and more than can ever fit."""
         self.check_count(len(inputs))
+        self.check_images(sum(isinstance(one, ImageInput) for one in inputs))
         for place, one in enumerate(inputs):
             if (isinstance(one, TextInput) and not one.text) or (isinstance(one, TokenInput) and not one.ids):
                 raise bad_request(f"input {place} is empty; leave it out", "input", "empty_input")
         longest, limits = self.preparer.max_length, self.settings.limits
-        check_size(sum(guess(one, MOST_CHARS, longest) for one in inputs), limits.request_tokens)
+        check_size(round(sum(guess(one, MOST_CHARS, longest) for one in inputs)), limits.request_tokens)
 
     def check_count(self, inputs: int) -> None:
         """Refuse no inputs, and too many."""
@@ -124,6 +135,15 @@ class Service:
         if inputs > limit:
             message = f"{inputs} inputs were sent and {limit} are allowed; send them in parts"
             raise too_large(message, "input", "too_many_inputs")
+
+    def check_images(self, images: int) -> None:
+        """Refuse images where the model sees none, and too many."""
+        if images and not (isinstance(self.encoder, StudentEncoder) and self.encoder.sees):
+            raise bad_request("this model takes texts alone; send no images", "input")
+        limit = self.settings.limits.images
+        if images > limit:
+            message = f"{images} images were sent and {limit} are allowed; send them in parts"
+            raise too_large(message, "input", "too_many_images")
 
     def _count(self, caller: Key, inputs: int, tokens: int, phases: Mapping[str, float]) -> None:
         self.metrics.tokens.labels(caller.name).inc(tokens)
@@ -140,11 +160,14 @@ class Service:
         return self.metrics.text()
 
 
-def guess(one: Input, chars: int, longest: int) -> int:
-    """Tokens of an input, before anybody has counted them; a text that will be cut has at most `longest`."""
+def guess(one: Input, chars: int, longest: int, cut_share: float = 0.0) -> float:
+    """Tokens of an input, before anybody has counted them; of those that will be cut off, `longest` remaining, a share
+    counts."""
     if isinstance(one, TokenInput):
         return len(one.ids)
     if isinstance(one, ImageInput):
-        return IMAGE_TOKENS + guess(one.after, chars, longest)
+        return IMAGE_TOKENS + guess(one.after, chars, longest, cut_share)
     tokens = len(one.text) // chars + 1
-    return tokens if one.cut is None else min(tokens, longest)
+    if one.cut is None or tokens <= longest:
+        return tokens
+    return longest + cut_share * (tokens - longest)

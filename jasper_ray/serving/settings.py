@@ -17,6 +17,8 @@ class Limits(Settings):
 
     inputs: int = Field(2048, ge=1)
     """Texts and images of a request at most."""
+    images: int = Field(64, ge=1)
+    """Images of a request at most; a small file may hold so many pixels that it takes a second to decode."""
     request_tokens: int = Field(300_000, ge=1)
     """Tokens of a request at most, all inputs together."""
     text_chars: int = Field(1_000_000, ge=1)
@@ -24,7 +26,7 @@ class Limits(Settings):
     body_mib: float = Field(8.0, gt=0)
     """Size of a request's body at most, in MiB."""
     waiting_mib: float = Field(256.0, gt=0)
-    """Bodies of all requests that are being answered, in MiB; more are told to come again."""
+    """Bodies and answers of all requests, in MiB, until they are answered and sent; more are told to come again."""
     queue_s: float = Field(10.0, gt=0)
     """Seconds for which work may wait, by the speed of late; more is told to come again."""
     queue_tokens: int | None = Field(None, ge=1)
@@ -50,6 +52,9 @@ class Copies(Settings):
     """How long the load asks for more before there are more."""
     downscale_delay_s: float = Field(300.0, ge=0)
     """How long the load asks for fewer before there are fewer."""
+    surge_percent: int = Field(25, ge=0, le=100)
+    """Replicas that an update starts beside those that answer, in percent of them, rounded up. With 0, for a cluster
+    that has no room for more, an old one ends before a new one begins: a server of one replica is away meanwhile."""
 
     @model_validator(mode="after")
     def _in_order(self) -> Copies:
@@ -59,7 +64,7 @@ class Copies(Settings):
 
 
 class ServeSettings(Settings):
-    """A server, whole: `jobs/serve.py` and `cluster/serve.yaml` say the same things."""
+    """A server, whole: `cluster/serve.yaml` says any of it, the options of `jobs/serve.py` what a laptop needs."""
 
     model: str
     """A student folder, a sentence-transformers folder or hub id, or an asset."""
@@ -99,8 +104,8 @@ class ServeSettings(Settings):
     def _guarded(self) -> ServeSettings:
         if not (self.keys_file or self.keys or self.open):
             raise ValueError(
-                "no API key was given: name a keys_file, set JASPER_RAY_API_KEYS, or say open: true for a server "
-                "that answers everyone who reaches its address"
+                "no API key was given: name a keys_file, give keys, or say open: true for a server that answers "
+                "everyone who reaches its address"
             )
         return self
 

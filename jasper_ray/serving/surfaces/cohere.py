@@ -53,6 +53,10 @@ class MixedInput(Body):
 
     content: list[Content] = Field(min_length=1)
 
+    @property
+    def has_image(self) -> bool:
+        return any(part.type == "image_url" for part in self.content)
+
 
 class EmbedBody(Body):
     """What Cohere's clients send, and one field more."""
@@ -105,6 +109,7 @@ async def read(service: Service, body: EmbedBody) -> list[Input]:
         found = " and ".join(given) or "none"
         raise bad_request(f"give one of texts, images and inputs; found {found}", given[-1] if given else "texts")
     service.check_count(len(getattr(body, given[0])))
+    service.check_images(len(body.images or []) + sum(one.has_image for one in body.inputs or []))
     images = Images(service, int(service.settings.limits.body_mib * 2**20))
     if body.texts is not None:
         return [text(service, body, one) for one in body.texts]

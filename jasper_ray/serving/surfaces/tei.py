@@ -88,8 +88,9 @@ async def tokenize(service: Service, body: TokenizeBody, caller: Key) -> Answer:
     if any(isinstance(one, ImageInput) for one in inputs):
         raise bad_request("an image has no tokens that could be embedded instead of it", "inputs")
     service.check_inputs(inputs)
-    name = service.prompt(body.prompt_name)
-    return Answer(await service.preparer.tokens(texts, name, body.add_special_tokens))
+    with service.admit(inputs):
+        name = service.prompt(body.prompt_name)
+        return Answer(await service.preparer.tokens(texts, name, body.add_special_tokens))
 
 
 async def info(service: Service, body: None, caller: Key) -> Answer:
