@@ -42,6 +42,15 @@ def least_and_most(option: str, written: str) -> tuple[int, int]:
     return int(least), int(most or least)
 
 
+def cannot_join(address: str, error: Exception) -> ConfigError:
+    """What is told where the Ray that RAY_ADDRESS names does not let us in; Ray's errors are of many classes."""
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return ConfigError(
+        f"cannot join the Ray at {address} ({reason}); start it, or mend or unset RAY_ADDRESS; "
+        "where it wants a token, set RAY_AUTH_MODE=token"
+    )
+
+
 def duration(seconds: float) -> str:
     """`1 h 5 min`, `2 min 10 s`, `8 s`."""
     minutes, rest = divmod(round(seconds), 60)

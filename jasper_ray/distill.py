@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -179,6 +180,7 @@ class Distillation:
         tell_steps(stage, job.total_steps, rows.shards)
         run_stage(job, partial(stream_rows, rows.labeller, rows.shards, job))
         folder.mark_done()
+        shutil.rmtree(folder.checkpoints, ignore_errors=True)  # several times the student, and done with
         logger.info("%s  %d steps, %.0f s", stage.name, job.total_steps, time.monotonic() - began)
         return folder.student
 

@@ -7,7 +7,7 @@ runs/<name>/
   pairs/                            the prepared image–caption pairs, if a stage is on images
   heldout/                          the held-out texts' teacher vectors
   targets/                          cached teacher vectors, if the recipe keeps them
-  stages/1-<name>-<fingerprint>/    stage.json, metrics.jsonl, checkpoints/, student/, DONE
+  stages/1-<name>-<fingerprint>/    stage.json, metrics.jsonl, student/, DONE; checkpoints/ until then
   evaluation.json                   every score
   student/                          the finished student
 """

@@ -141,7 +141,9 @@ def title(process: psutil.Process) -> str:
 
 
 def kill_a_worker_after(checkpoints: Path, step: int) -> None:
+    until = time.monotonic() + 300
     while latest_step(checkpoints) < step:
+        assert time.monotonic() < until, f"no checkpoint of step {step}"
         time.sleep(0.05)
     workers = [p for p in psutil.Process().children(recursive=True) if "RayTrainWorker" in title(p)]
     assert workers, "the stage ended before a worker could be killed"

@@ -101,7 +101,7 @@ def test_lines_are_the_same_whatever_the_chunks(monkeypatch: pytest.MonkeyPatch,
 
 def test_jsonl_takes_the_key_and_passes_over_blank_lines() -> None:
     rows = [{"body": "one"}, {"title": "no body"}, {"body": 3}, {"body": None}, {"body": " "}]
-    data = "\n\n".join(json.dumps(row) for row in rows).encode()
+    data = "\n\n".join(json.dumps(row) for row in rows).encode("utf-8-sig")  # with a byte order mark, as some write
     found = texts_and_reasons(read_lines(stream(data), "x.jsonl", "body"))
     assert found == ["one", "<null>", "<not_text>", "<null>", "<empty>"]
 
@@ -111,6 +111,8 @@ def test_jsonl_takes_the_key_and_passes_over_blank_lines() -> None:
     ("line", "message"),
     [
         (b'{"text": "cut of', r"x.jsonl, line 3, is not JSON \(Unterminated"),
+        (b'{"text": ' + b"9" * 5000 + b"}", r"x.jsonl, line 3, is not JSON \(Exceeds the limit"),
+        (b"[" * 100_000, r"x.jsonl, line 3, is not JSON"),
         (b'["text"]', r"x.jsonl, line 3, is a JSON list; expected one JSON object a line"),
         ("zwölf".encode("latin-1"), r"x.jsonl, line 3, is not UTF-8"),
     ],

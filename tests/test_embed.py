@@ -162,6 +162,9 @@ def test_files_that_are_added_are_all_that_is_embedded(student: Path, tmp_path: 
     corpus = tmp_path / "in"
     corpus.mkdir()
     (corpus / "a.txt").write_text("\n".join(sentences(120)))
+    (corpus / "b.txt").write_text("")
+    with pytest.raises(ConfigError, match="choose a folder beside it"):
+        embed_corpus(settings(student, corpus), str(corpus / "out"))
     embed_corpus(settings(student, corpus), str(tmp_path / "out"))
     before = bytes_of(tmp_path / "out")
     (corpus / "b.txt").write_text("\n".join(sentences(70)))
@@ -373,11 +376,13 @@ def test_a_node_that_is_lost_costs_nothing_but_time(student: Path, tmp_path: Pat
                     cluster.remove_node(second, allow_graceful=False)
                     return
 
-        loser = threading.Thread(target=lose)
+        loser = threading.Thread(target=lose, daemon=True)
         loser.start()
-        manifest = embed_corpus(asked, str(output))
-        over.set()
-        loser.join()
+        try:
+            manifest = embed_corpus(asked, str(output))
+        finally:
+            over.set()
+            loser.join()
         assert len([node for node in ray.nodes() if node["Alive"]]) == 1
     finally:
         ray.shutdown()

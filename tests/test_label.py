@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import ray
 from ray.data import DataContext, ExecutionOptions
 from small_run import recipe_values
 
@@ -17,7 +18,7 @@ from jasper_ray.data.order import plan_visits, row_order
 from jasper_ray.encoders import HashEncoder
 from jasper_ray.pipelines.corpus import prepare_corpus
 from jasper_ray.pipelines.label import Labeller, collect
-from jasper_ray.pipelines.session import plain_errors, ray_session
+from jasper_ray.pipelines.session import own_device, plain_errors, ray_session
 from jasper_ray.pipelines.targets import TargetCache
 from jasper_ray.recipe import parse_recipe
 from jasper_ray.teachers import SentenceTransformerTeacher
@@ -41,6 +42,25 @@ def manifest(folder: Path) -> Manifest:
 def labeller(folder: Path, tmp_path: Path) -> Labeller:
     teachers = parse_recipe(recipe_values(folder), "test").teachers
     return Labeller(teachers, tuple(TargetCache(tmp_path / teacher.name) for teacher in teachers), folder / "corpus")
+
+
+def test_what_reserves_no_gpu_stays_off_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert ray.get(ray.remote(own_device).remote()) == "cpu"
+    monkeypatch.setattr(ray, "get_gpu_ids", lambda: [0])
+    assert own_device() is None
+
+
+def test_a_ray_that_is_not_there_is_told_in_a_sentence(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", broken)
+    told = r"cannot join the Ray at 127.0.0.1:1 \(nobody there\); start it"
+    with pytest.raises(ConfigError, match=told), ray_session(cpus=1, gpus=0):
+        pass
+
+
+def broken(*_: object, **__: object) -> None:
+    raise ConnectionError("nobody there\nand three paragraphs of advice")
 
 
 def test_a_stream_is_the_plan_row_by_row_labelled_or_read(labeller: Labeller, manifest: Manifest) -> None:

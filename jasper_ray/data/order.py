@@ -59,7 +59,11 @@ def left_over(shards: Sequence[Shard], batch_size: int) -> int:
 def plan_visits(
     shards: Sequence[Shard], *, seed: int, batch_size: int, first_step: int, last_step: int
 ) -> Iterator[Visit]:
-    """The visits that serve the steps from `first_step` up to but not including `last_step`, counted from 0."""
+    """The visits that serve the steps from `first_step` up to but not including `last_step`, counted from 0.
+
+    The order depends on the pass and not on the stage: a later stage begins with the rows of the one before, whose
+    vectors may lie in the cache.
+    """
     per_pass = batches_in_pass(shards, batch_size)
     step = first_step
     while step < last_step:

@@ -139,7 +139,7 @@ def whole_lines(stream: pa.NativeFile) -> Iterator[bytes]:
 
 def _decode(chunk: bytes, path: str, number: int) -> str:
     try:
-        return chunk.decode("utf-8")
+        return chunk.decode("utf-8-sig" if number == 1 else "utf-8")
     except UnicodeDecodeError as error:
         line = number + chunk.count(b"\n", 0, error.start)
         raise ConfigError(
@@ -156,8 +156,8 @@ def _json_objects(lines: list[str], path: str, first: int) -> Iterator[tuple[int
 def _json_object(line: str, path: str, number: int) -> dict[str, object]:
     try:
         value = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise _not_jsonl(path, number, f"not JSON ({error.msg})") from error
+    except (ValueError, RecursionError) as error:  # also for numbers of thousands of digits, and deep nesting
+        raise _not_jsonl(path, number, f"not JSON ({error})") from error
     if not isinstance(value, dict):
         raise _not_jsonl(path, number, f"a JSON {type(value).__name__}")
     return value

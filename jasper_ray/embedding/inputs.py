@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import os
 import posixpath
+from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import get_args
 
 from pyarrow import fs
@@ -71,6 +73,20 @@ def list_inputs(settings: EmbedSettings) -> list[InputFile]:
         for file in files_of(find_files(Located(path, form)), form):
             found.setdefault(file.known.name, file)
     return [found[name] for name in sorted(found)]
+
+
+def check_apart(inputs: Iterable[str], output: str) -> None:
+    """Refuse an output folder within an input folder: the next call would take it for input.
+
+    Raises:
+        ConfigError: it lies there.
+    """
+    place = Path(output).absolute()
+    for path in inputs:
+        if Path(path).is_dir() and place.is_relative_to(Path(path).absolute()):
+            raise ConfigError(
+                f"--output {output} lies in --input {path}, and the next call would embed it; choose a folder beside it"
+            )
 
 
 def files_of(files: SourceFiles, form: Format) -> list[InputFile]:

@@ -55,8 +55,8 @@ def read_objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             continue
         try:
             value = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ConfigError(f"{path}, line {number} is not JSON: {error.msg}") from error
+        except (ValueError, RecursionError) as error:  # also for numbers of thousands of digits, and deep nesting
+            raise ConfigError(f"{path}, line {number} is not JSON: {error}") from error
         if not isinstance(value, dict):
             raise ConfigError(f"{path}, line {number} holds a JSON {type(value).__name__}, an object was expected")
         yield number, value

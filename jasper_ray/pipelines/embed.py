@@ -21,7 +21,7 @@ from jasper_ray.assets.identity import revision_in, weights_identity
 from jasper_ray.config import ConfigError
 from jasper_ray.embedding.files import ScannedFile, check_files, is_finished
 from jasper_ray.embedding.folder import JOB, Job, OutputFolder, Resolved
-from jasper_ray.embedding.inputs import InputFile, list_inputs
+from jasper_ray.embedding.inputs import InputFile, check_apart, list_inputs
 from jasper_ray.embedding.manifest import Manifest, file_counts, totals
 from jasper_ray.embedding.output import Done, Record
 from jasper_ray.embedding.plan import Span, block_of, plan_spans
@@ -57,6 +57,7 @@ def embed_corpus(settings: EmbedSettings, output: str, watch: Watch | None = Non
         ConfigError: something that the user has to mend; nothing that was embedded is lost.
     """
     began = time.monotonic()
+    check_apart(settings.inputs, output)
     files = list_inputs(settings)
     settings = with_absolute_model(settings)
     folder = OutputFolder(open_store(output))
@@ -134,7 +135,12 @@ class Embedding:
     def scans(self, finished: set[str]) -> dict[str, ScannedFile]:
         """What every file holds that is there now or was before; new and unfinished ones are looked at."""
         rows = self.settings.block_rows
-        done = {name for name, each in self.known.items() if is_finished(each, rows, finished)}
+        now = {file.known.name: file.known for file in self.files}
+        done = {
+            name
+            for name, each in self.known.items()
+            if is_finished(each, rows, finished) and now.get(name, each.file) == each.file  # once empty, now filled
+        }
         fresh = [file for file in self.files if file.known.name not in done]
         with plain_errors():
             found = scan_files(fresh, self.columns, self.settings.block_rows)

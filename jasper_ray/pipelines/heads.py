@@ -16,6 +16,7 @@ from jasper_ray.data.columns import vector_column
 from jasper_ray.encoders import load_student
 from jasper_ray.models.folder import save_student
 from jasper_ray.models.ridge import RidgeFit, set_heads
+from jasper_ray.pipelines.session import own_device
 from jasper_ray.pipelines.shards import Batch
 from jasper_ray.teachers import Teacher, fuse
 
@@ -34,7 +35,7 @@ def fit_heads(
         ConfigError: `start` is not a student folder.
     """
     torch.set_num_threads(threads)
-    encoder = load_student(start)
+    encoder = load_student(start, own_device())
     student = encoder.student
     fit = RidgeFit(student.body.config.hidden_size, student.dims[0])
     for batch in dataset.iter_batches(batch_size=None):

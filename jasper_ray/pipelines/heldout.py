@@ -87,8 +87,9 @@ def measure_agreement(encoder: Encoder, heldout: HeldOut, dims: Sequence[int] | 
     """The agreement of heads with the target on held-out texts, all heads from large to small when `dims` is None."""
     dims = sorted(dims or encoder.dims, reverse=True)
     vectors = {dim: np.empty((len(heldout.target_NE), dim), np.float32) for dim in dims}
+    prompted = any(encoder.prompts.values())  # a model that was trained without any is asked without
     for found, prompt in by_prompt(heldout.batch):
-        parts = encoder.encode_heads(heldout.batch["text"][found].tolist(), prompt)
+        parts = encoder.encode_heads(heldout.batch["text"][found].tolist(), prompt if prompted else None)
         for dim in dims:
             vectors[dim][found] = parts[dim]
     return [score for dim in dims for score in agreement(vectors[dim], heldout.target_NE).scores(HELD_OUT, dim)]

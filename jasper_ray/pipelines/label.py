@@ -21,7 +21,7 @@ from ray.data import ActorPoolStrategy, Dataset, ExecutionOptions, TaskPoolStrat
 
 from jasper_ray.data import Shard
 from jasper_ray.data.order import Visit
-from jasper_ray.pipelines.session import set_up_data
+from jasper_ray.pipelines.session import own_device, set_up_data
 from jasper_ray.pipelines.shards import Batch, ReadShard, ReadTargets, arrange, with_vectors
 from jasper_ray.pipelines.targets import TargetCache
 from jasper_ray.pool import Pool
@@ -138,7 +138,8 @@ class LabelShard:
 
 def load(teacher: Teacher | OwnTeacher) -> TeacherEncoder | OwnEncoder:
     """Its model, with the guards at its door."""
-    return teacher.open() if isinstance(teacher, OwnTeacher) else open_teacher(teacher)
+    device = own_device()
+    return teacher.open(device) if isinstance(teacher, OwnTeacher) else open_teacher(teacher, device)
 
 
 def collect(dataset: Dataset, columns: Sequence[str]) -> dict[str, np.ndarray]:

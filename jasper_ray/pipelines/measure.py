@@ -11,7 +11,8 @@ from jasper_ray.encoders import load_student
 from jasper_ray.evaluation import Record, SetData, evaluate, label
 from jasper_ray.pipelines.heldout import HeldOut, measure_agreement
 from jasper_ray.pipelines.heldout_pairs import HeldOutPairs, measure_recall
-from jasper_ray.teachers import Teacher, TeacherEncoder, Together
+from jasper_ray.pipelines.session import own_device
+from jasper_ray.teachers import Teacher, Together, open_teacher
 
 
 def measure_student(
@@ -24,7 +25,7 @@ def measure_student(
 ) -> list[Record]:
     """Every head of a student on everything, on images if it sees."""
     torch.set_num_threads(threads)
-    encoder = load_student(folder)
+    encoder = load_student(folder, own_device())
     records = label(moment, evaluate(encoder, sets, dims=encoder.student.dims))
     records += label(moment, measure_agreement(encoder, heldout)) if heldout else []
     return records + (label(moment, measure_recall(encoder, pairs)) if pairs and encoder.sees else [])
@@ -33,7 +34,7 @@ def measure_student(
 def measure_teachers(teachers: Sequence[Teacher], sets: Sequence[SetData], threads: int) -> list[Record]:
     """Each teacher, and their fused vectors, on the recipe's sets."""
     torch.set_num_threads(threads)
-    encoders = [TeacherEncoder(teacher, teacher.load()) for teacher in teachers]
+    encoders = [open_teacher(teacher, own_device()) for teacher in teachers]
     records = [record for encoder in encoders for record in label(encoder.teacher.name, evaluate(encoder, sets))]
     if len(encoders) > 1:
         records += label("teachers together", evaluate(Together(encoders), sets))

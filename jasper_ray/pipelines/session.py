@@ -11,6 +11,7 @@ from contextlib import contextmanager
 import ray
 from ray.data import DataContext
 
+from jasper_ray.command import cannot_join
 from jasper_ray.config import ConfigError, for_the_user
 
 logger = logging.getLogger(__name__)
@@ -25,7 +26,7 @@ def ray_session(cpus: float, gpus: float) -> Iterator[None]:
     as the reservations need: on a laptop they order the work, and the operating system shares the cores.
 
     Raises:
-        ConfigError: the running cluster is too small, which would otherwise be waited for in vain.
+        ConfigError: there is no Ray at RAY_ADDRESS, or too small a one, which would be waited for in vain.
     """
     address = os.environ.get("RAY_ADDRESS")
     logging.getLogger("ray").setLevel(logging.ERROR)  # its hints are for its own developers; errors stay
@@ -34,7 +35,10 @@ def ray_session(cpus: float, gpus: float) -> Iterator[None]:
         logger.info("staying in the Ray that this program has joined")
     elif address:
         logger.info("joining Ray at %s", address)
-        ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
+        try:
+            ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
+        except Exception as error:
+            raise cannot_join(address, error) from error
     else:
         logger.info("starting a local Ray")
         local = max(os.cpu_count() or 1, round(cpus + 1))
@@ -48,6 +52,12 @@ def ray_session(cpus: float, gpus: float) -> Iterator[None]:
     finally:
         if not joined_before:
             ray.shutdown()
+
+
+def own_device() -> str | None:
+    """Where a model goes in this task or actor: on a processor if it reserved no GPU, although it may see those that
+    others reserved; None leaves it to the model."""
+    return "cpu" if ray.is_initialized() and not ray.get_gpu_ids() else None
 
 
 @contextmanager

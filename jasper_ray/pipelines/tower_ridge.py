@@ -17,6 +17,7 @@ from jasper_ray.evaluation import Record, Score, label
 from jasper_ray.images import decode
 from jasper_ray.models.ridge import RidgeFit, with_constant
 from jasper_ray.pipelines.heldout_pairs import HeldOutPairs, compare, encode_captions
+from jasper_ray.pipelines.session import own_device
 from jasper_ray.teachers import OWN, split_heads
 
 STRENGTHS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
@@ -26,7 +27,7 @@ STRENGTHS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 def measure_tower_ridge(moment: str, start: Path, dataset: Dataset, pairs: HeldOutPairs, threads: int) -> list[Record]:
     """The recall of every head, of the fit that finds most captions among ten with the full head."""
     torch.set_num_threads(threads)
-    encoder = load_student(start, pixel_limit=pairs.pixel_limit)
+    encoder = load_student(start, own_device(), pixel_limit=pairs.pixel_limit)
     fit = fit_tower(encoder, dataset)
     features_NC = tower_features(encoder, held_out_pixels(encoder, pairs))
     captions = encode_captions(encoder, pairs)

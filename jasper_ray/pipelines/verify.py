@@ -56,7 +56,8 @@ def verify_corpus(settings: EmbedSettings, output: str) -> str:
         if faults:
             raise ConfigError(
                 f"{len(faults)} faults in {folder.store.address}, the first: {faults[0]}; "
-                "delete such files, and run the command without --verify to make them anew"
+                "delete such a file (if it lies in rejected/, the one of its name in vectors/ too), and run the "
+                "command without --verify to make it anew"
             )
         least, rows = check_sample(settings, folder, job, manifest)
     return (

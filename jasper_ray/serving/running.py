@@ -15,6 +15,7 @@ from typing import Any
 import ray
 from ray import serve
 
+from jasper_ray.command import cannot_join
 from jasper_ray.config import ConfigError, for_the_user
 from jasper_ray.serving.deployment import build_app, check_room
 from jasper_ray.serving.flags import set_flags
@@ -56,14 +57,18 @@ def joined_ray(settings: ServeSettings) -> Iterator[None]:
     """The Ray that RAY_ADDRESS names, or one for this process alone.
 
     Raises:
-        ConfigError: Serve runs there already, at an address of its own; `serve deploy` is what updates it.
+        ConfigError: there is no Ray at RAY_ADDRESS, or Serve runs there already, at an address of its own; `serve
+            deploy` is what updates it.
     """
     logging.getLogger("ray").setLevel(logging.ERROR)
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     folder = tempfile.TemporaryDirectory(prefix="jr-", dir="/tmp")  # a socket lies in it, whose path must be short
     if address := os.environ.get("RAY_ADDRESS"):
         logger.info("joining Ray at %s", address)
-        ray.init(address, **quiet)
+        try:
+            ray.init(address, **quiet)
+        except Exception as error:
+            raise cannot_join(address, error) from error
     else:
         logger.info("starting a local Ray")
         set_flags(folder.name)

@@ -56,9 +56,9 @@ class TeacherEncoder:
         return vectors_BD
 
 
-def open_teacher(teacher: Teacher) -> TeacherEncoder:
+def open_teacher(teacher: Teacher, device: str | None = None) -> TeacherEncoder:
     """Its model, loaded, with the guards at its door; heavy."""
-    return TeacherEncoder(teacher, teacher.load())
+    return TeacherEncoder(teacher, teacher.load(device))
 
 
 class Together:

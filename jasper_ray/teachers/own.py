@@ -32,9 +32,9 @@ class OwnTeacher:
     dtype: Dtype = "float32"
     batch_size: int = 32
 
-    def open(self) -> OwnEncoder:
+    def open(self, device: str | None = None) -> OwnEncoder:
         """The student, loaded; heavy."""
-        return OwnEncoder(load_student(self.folder, dtype=self.dtype, batch_size=self.batch_size, sight=False))
+        return OwnEncoder(load_student(self.folder, device, self.dtype, self.batch_size, sight=False))
 
 
 class OwnEncoder:

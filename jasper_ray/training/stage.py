@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -34,9 +33,7 @@ def run_stage(job: StageJob, open_stream: OpenStream) -> None:
     job.folder.begin(job.stage, job.total_steps)
     reason = stop_file(job)
     reason.unlink(missing_ok=True)
-    state = (
-        Path(tempfile.gettempdir()) / "jasper_ray" / uuid.uuid4().hex
-    )  # Ray Train's own notes; ours lie in the stage folder
+    state = Path(tempfile.mkdtemp(prefix="jasper_ray-"))  # Ray Train's own notes; ours lie in the stage folder
     try:
         with Progress(job.folder.metrics, job.stage.name, job.stage.data, job.total_steps):
             trainer(job, open_stream, state).fit()
