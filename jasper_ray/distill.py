@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+import torch
 from ray.data import Dataset
 
 from jasper_ray.checks import check_batches, check_measuring, check_patterns
@@ -23,22 +24,25 @@ from jasper_ray.dry_run import least_resources
 from jasper_ray.evaluation import Scoreboard, SetData, of_texts, read_sets
 from jasper_ray.pipelines.corpus import prepare_corpus, tell_corpus
 from jasper_ray.pipelines.heads import fit_heads
-from jasper_ray.pipelines.heldout import HeldOut, label_heldout
+from jasper_ray.pipelines.heldout import HeldOut, check_full_head, check_rows, read_heldout
 from jasper_ray.pipelines.heldout_pairs import HeldOutPairs
 from jasper_ray.pipelines.label import Labeller
 from jasper_ray.pipelines.measure import measure_student, measure_teachers
 from jasper_ray.pipelines.pair_label import PairLabeller
+from jasper_ray.pipelines.precision import in_precisions, measured, starts_ray
 from jasper_ray.pipelines.session import ray_session
 from jasper_ray.pipelines.sight import Sight, open_sight
 from jasper_ray.pipelines.start import base_weights, write_start
 from jasper_ray.pipelines.targets import TargetCache
 from jasper_ray.pipelines.tower_ridge import measure_tower_ridge
-from jasper_ray.recipe import Recipe, RidgeHeads, Stage
+from jasper_ray.recipe import CachedTargets, Recipe, RidgeHeads, Stage
+from jasper_ray.recipe.machine import with_gpus
 from jasper_ray.runs import RunFolder, publish, stage_fingerprints
 from jasper_ray.teachers import described
 from jasper_ray.training.feed import Feed, ImageFeed, TextFeed
-from jasper_ray.training.job import StageJob
+from jasper_ray.training.job import StageJob, latest_step
 from jasper_ray.training.stage import run_stage
+from jasper_ray.waiting import telling
 
 logger = logging.getLogger(__name__)
 
@@ -66,9 +70,14 @@ def distill(recipe: Recipe, folder: Path) -> Finished:
     if recipe.images:
         check_pair_sources(recipe.images)
     check_patterns(recipe)
-    teachers = [described(teacher) for teacher in recipe.teachers]
-    run.open(teachers)
+    alone = starts_ray()
+    recipe = with_gpus(recipe, torch.cuda.device_count() if alone else 0)
+    run.open()
     with run.locked(), ray_session(*least_resources(recipe)):
+        recipe = in_precisions(recipe, run.precisions(), partial(measured, alone))
+        with telling("looking at the teachers' weights"):
+            teachers = [described(teacher) for teacher in recipe.teachers]
+        run.check_teachers(teachers)
         return Distillation(pinned(recipe, teachers), run, teachers, sets).finish()
 
 
@@ -110,15 +119,43 @@ class Distillation:
         self.labeller = self.labeller_in(run.targets(recipe), teachers)
         self.scoreboard = Scoreboard(run.evaluation, sets)
         tell_corpus(self.manifest)
-        logger.info("labelling the held-out texts")
-        heldout = self.labeller_in(run.heldout, teachers)
-        self.heldout: HeldOut | None = label_heldout(heldout, self.manifest.heldout, recipe.student.heads[0])
+        self.heldout: HeldOut | None = self.label_first(self.labeller_in(run.heldout, teachers))
 
     def labeller_in(self, cache: Path | None, teachers: Sequence[dict[str, Any]]) -> Labeller:
         """A labeller that keeps vectors below `cache`, or nowhere."""
         folders = [cache / f"{t['name']}-{t['identity']}" if cache else None for t in teachers]
         caches = tuple(TargetCache(folder) if folder else None for folder in folders)
         return Labeller(self.recipe.teachers, caches, self.run.corpus)
+
+    def label_first(self, heldout: Labeller) -> HeldOut | None:
+        """Label the held-out texts, and where vectors are kept every training text that a step to come will ask for:
+        each teacher is then loaded once, and none is in the way of training."""
+        shards, check = self.manifest.heldout, partial(check_full_head, self.recipe.student.heads[0])
+        check_rows(shards)
+        if isinstance(self.recipe.targets, CachedTargets):
+            missing = [shard for shard in shards if not heldout.holds(shard)]
+            self.labeller.fill([*missing, *self.shards_to_come()], check)
+            heldout.take(self.labeller, missing)
+        else:
+            heldout.fill(shards, check)
+        return read_heldout(self.run.path)
+
+    def shards_to_come(self) -> list[Shard]:
+        """The training shards whose vectors steps that are not done yet ask for."""
+        train, start = self.manifest.train, self.run.stage(0, "start", self.prints[0])
+        if self.compares_ridge and not (start.path / "ridge").is_dir():
+            return list(train)
+        used = set()
+        if isinstance(self.recipe.heads_start, RidgeHeads) and not start.is_done:
+            used |= {shard.sha256 for shard in first_rows(train, self.recipe.heads_start.rows)}
+        for number, stage in enumerate(self.recipe.stages, start=1):
+            folder = self.run.stage(number, stage.name, self.prints[number])
+            if stage.data == "texts" and not folder.is_done:
+                steps = stage.total_steps(batches_in_pass(train, stage.batch_size))
+                span = {"first_step": latest_step(folder.checkpoints), "last_step": steps}
+                visits = plan_visits(train, seed=self.recipe.seed, batch_size=stage.batch_size, **span)
+                used |= {visit.sha256 for visit in visits}
+        return [shard for shard in train if shard.sha256 in used]
 
     def finish(self) -> Finished:
         """Every step that is not done yet, in order."""
@@ -141,7 +178,7 @@ class Distillation:
             heads = self.recipe.heads_start
             if isinstance(heads, RidgeHeads):
                 shards = first_rows(self.manifest.train, heads.rows)
-                logger.info("labelling %d texts and fitting the heads to them", sum(shard.rows for shard in shards))
+                logger.info("fitting the heads to %d texts", sum(shard.rows for shard in shards))
                 self.fit(plain, self.labeller.label_shards(shards), heads.regularisation, folder.student)
             else:
                 publish(plain, folder.student)
@@ -198,12 +235,12 @@ class Distillation:
     def score(self, moment: str, student: Path) -> None:
         """Measure a student; its scores are kept beside it."""
         pairs = self.sight.heldout if self.sight else None
-        given = self.heldout, pairs, self.scoreboard.sets, self.threads
+        given = self.heldout, pairs, self.scoreboard.sets, self.recipe.evaluation.precision, self.threads
         self.scoreboard.take(moment, student, lambda: self.remote(measure_student, moment, student, *given))
 
     def compare(self) -> None:
         """Measure what the student is compared with: the ridge fit on all texts, and the teachers."""
-        if self.recipe.evaluation.ridge and self.heldout:
+        if self.compares_ridge:
             self.score("ridge", self.ridge())
         if self.recipe.evaluation.ridge and self.sight and self.sight.heldout:
             self.compare_tower(self.sight, self.sight.heldout)
@@ -225,8 +262,15 @@ class Distillation:
         self.scoreboard.take(
             moment,
             start.with_name("tower-ridge"),
-            lambda: self.remote(measure_tower_ridge, moment, start, dataset, pairs, self.threads),
+            lambda: self.remote(
+                measure_tower_ridge, moment, start, dataset, pairs, self.recipe.evaluation.precision, self.threads
+            ),
         )
+
+    @property
+    def compares_ridge(self) -> bool:
+        """Whether a ridge fit on all texts is measured."""
+        return self.recipe.evaluation.ridge and bool(self.manifest.heldout)
 
     @property
     def threads(self) -> int:
@@ -249,9 +293,7 @@ class Distillation:
     def remote(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Call a function on the cluster, with what one training worker reserves."""
         stage = self.recipe.stages[0]
-        task = ray.remote(function).options(
-            num_cpus=stage.cpus_per_worker, num_gpus=stage.gpus_per_worker, max_retries=2
-        )
+        task = ray.remote(function).options(num_cpus=stage.cpus_per_worker, num_gpus=stage.gpus, max_retries=2)
         return ray.get(task.remote(*arguments))
 
 

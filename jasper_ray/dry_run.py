@@ -91,7 +91,7 @@ def stage_resources(recipe: Recipe, stage: Stage) -> tuple[float, float]:
     if images:
         pools = [images.pool, images.decoders]
     cpus = stage.workers * stage.cpus_per_worker + sum(pool.min_size * pool.cpus for pool in pools)
-    gpus = stage.workers * stage.gpus_per_worker + sum(pool.min_size * pool.gpus_per_copy for pool in pools)
+    gpus = stage.workers * stage.gpus + sum(pool.min_size * pool.gpus_per_copy for pool in pools)
     return cpus, gpus
 
 
@@ -100,7 +100,7 @@ def pool_line(name: str, pool: Pool) -> str:
 
 
 def workers(stage: Stage) -> str:
-    return f"{stage.workers} x {reserve(stage.cpus_per_worker, stage.gpus_per_worker)}"
+    return f"{stage.workers} x {reserve(stage.cpus_per_worker, stage.gpus)}"
 
 
 def reserve(cpus: float, gpus: float) -> str:

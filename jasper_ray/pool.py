@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Annotated, Literal
+
 from pydantic import Field, model_validator
 
 from jasper_ray.config import ConfigError, Settings
+
+Gpus = Literal["auto"] | Annotated[float, Field(ge=0)]
+"""GPUs as a setting of a recipe."""
 
 
 class Pool(Settings):
@@ -29,18 +34,39 @@ class Pool(Settings):
         return 0.0
 
 
-class ActorPool(Pool):
+class EncoderPool(Pool):
     """A pool of copies of an encoder."""
+
+    threads: int | None = Field(default=None, ge=1)
+    """Threads that torch uses in a copy on the CPU; `cpus`, at least 1, when left out."""
+
+    @property
+    def torch_threads(self) -> int:
+        return self.threads or max(1, int(self.cpus))
+
+
+class ActorPool(EncoderPool):
+    """A pool whose GPUs are known."""
 
     gpus: float = Field(default=0.0, ge=0)
     """GPUs reserved for a copy; a fraction shares one."""
-    threads: int | None = Field(default=None, ge=1)
-    """Threads that torch uses in a copy on the CPU; `cpus`, at least 1, when left out."""
 
     @property
     def gpus_per_copy(self) -> float:
         return self.gpus
 
+
+class TeacherPool(EncoderPool):
+    """A pool in a recipe, which need not know the machine."""
+
+    gpus: Gpus = "auto"
+    """GPUs reserved for a copy; a fraction shares one. `auto`: a share of this machine's GPUs, none on a cluster."""
+
     @property
-    def torch_threads(self) -> int:
-        return self.threads or max(1, int(self.cpus))
+    def gpus_per_copy(self) -> float:
+        return known_gpus(self.gpus)
+
+
+def known_gpus(gpus: Gpus) -> float:
+    """GPUs that a setting reserves; none while `auto` is undecided."""
+    return 0.0 if gpus == "auto" else gpus

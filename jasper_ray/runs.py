@@ -24,7 +24,9 @@ from tempfile import TemporaryFile
 from typing import Any
 
 from jasper_ray.config import ConfigError, fingerprint
-from jasper_ray.recipe import CachedTargets, Recipe, Stage, dump_recipe
+from jasper_ray.recipe import CachedTargets, Recipe, Stage, dump_recipe, parse_recipe, read_yaml
+from jasper_ray.recipe.machine import parts
+from jasper_ray.vectors import Dtype
 from jasper_ray.whole import locked_folder, whole_folder, write_text
 
 KEEPS_RESULT = {
@@ -102,13 +104,12 @@ class RunFolder:
         """The folder of the stage with that fingerprint; number 0 is the student before training."""
         return StageFolder(self.path / "stages" / f"{number}-{name}-{print_}")
 
-    def open(self, teachers: Sequence[dict[str, Any]]) -> None:
+    def open(self) -> None:
         """Make the folder, or continue in it.
 
         Raises:
-            ConfigError: it cannot be written, or its targets were made by other teachers.
+            ConfigError: it cannot be written.
         """
-        self.check_teachers(teachers)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             TemporaryFile(dir=self.path).close()
@@ -120,7 +121,18 @@ class RunFolder:
     def keep(self, recipe: Recipe, teachers: Sequence[dict[str, Any]]) -> None:
         """Write down what runs here, once nothing speaks against it."""
         write_text(self.pinned_teachers, as_json(list(teachers)))
-        write_text(self.path / "recipe.yaml", dump_recipe(recipe))
+        write_text(self.recipe_file, dump_recipe(recipe))
+
+    def precisions(self) -> dict[str, Dtype]:
+        """In what the parts of this run compute that have begun, by name; nothing for a new run.
+
+        Raises:
+            ConfigError: its recipe.yaml cannot be read.
+        """
+        if not self.recipe_file.is_file():
+            return {}
+        kept = parts(parse_recipe(read_yaml(self.recipe_file), str(self.recipe_file)))
+        return {part.name: part.precision for part in kept if part.precision != "auto"}
 
     def locked(self) -> AbstractContextManager[None]:
         """Keep every other process out of an open folder; raises `ConfigError` where one works here."""
@@ -131,11 +143,20 @@ class RunFolder:
         )
 
     @property
+    def recipe_file(self) -> Path:
+        """The recipe as this run carries it out: nothing in it is left open."""
+        return self.path / "recipe.yaml"
+
+    @property
     def pinned_teachers(self) -> Path:
         return self.path / "teachers.json"
 
     def check_teachers(self, teachers: Sequence[dict[str, Any]]) -> None:
-        """Refuse to continue a run that was begun with other teachers."""
+        """Refuse to continue a run that was begun with other teachers.
+
+        Raises:
+            ConfigError: it names the first difference.
+        """
         place = self.pinned_teachers
         if not place.is_file():
             return

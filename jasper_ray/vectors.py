@@ -11,6 +11,9 @@ import numpy as np
 Dtype = Literal["float32", "bfloat16", "float16"]
 """Precision in which a model computes."""
 
+Precision = Literal["auto", "float32", "bfloat16", "float16"]
+"""A precision as a setting: `auto` takes the one in which the device is measured to be fast."""
+
 
 def normalise(x_ND: np.ndarray) -> np.ndarray:
     """Rows of `x_ND` scaled to length 1, in float32. A zero row stays zero."""

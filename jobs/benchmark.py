@@ -29,6 +29,7 @@ from jasper_ray.benchmarks import (
     stream,
     train,
 )
+from jasper_ray.encoders.precision import fast_precision
 from jasper_ray.recipe import load_recipe
 from jasper_ray.vectors import Dtype
 
@@ -36,6 +37,9 @@ Records = list[dict[str, Any]]
 
 SERVER = Path(__file__).with_name("serve.py")
 """What users start."""
+
+PRECISIONS = ["auto", "float32", "bfloat16", "both"]
+PRECISIONS_HELP = "of every side; auto: float32, and bfloat16 where this processor is fast in it (auto)"
 
 
 def arguments() -> argparse.Namespace:
@@ -77,6 +81,7 @@ def add_embedding(named: argparse._SubParsersAction[argparse.ArgumentParser], co
     of_embed = named.add_parser(
         "embed", parents=[common], help="embedding against sentence-transformers and ONNX Runtime"
     )
+    of_embed.add_argument("--precision", default="auto", choices=PRECISIONS, help=PRECISIONS_HELP)
     of_embed.set_defaults(run=run_embed)
     of_columns = named.add_parser(
         "embed-columns", parents=[common], help="one column of vectors against six in one pass"
@@ -121,7 +126,7 @@ def add_serving(named: argparse._SubParsersAction[argparse.ArgumentParser], comm
     of_serve = named.add_parser("serve", parents=[common], help="our server against Infinity's, and the model alone")
     of_serve.add_argument("--seconds", type=float, default=8, help="of every point (default 8)")
     of_serve.add_argument("--rounds", type=int, default=1, help="times each side runs (default 1)")
-    of_serve.add_argument("--precision", default="both", choices=["float32", "bfloat16", "both"])
+    of_serve.add_argument("--precision", default="auto", choices=PRECISIONS, help=PRECISIONS_HELP)
     of_serve.add_argument("--peer-venv", type=Path, metavar="DIR", help="an environment with infinity_emb (made once)")
     of_serve.add_argument("--peer-batch", type=int, default=32, help="rows of Infinity's batches (its default, 32)")
     of_serve.set_defaults(run=run_serve)
@@ -189,7 +194,8 @@ def run_stream(options: argparse.Namespace) -> tuple[Records, Callable[[Records]
 
 
 def run_embed(options: argparse.Namespace) -> tuple[Records, Callable[[Records], str]]:
-    return embed.benchmark_embed(options.model, options.rows, options.rounds, options.threads), embed.render
+    given = options.model, options.rows, options.rounds, options.threads
+    return embed.benchmark_embed(*given, precisions(options.precision)), embed.render
 
 
 def run_columns(options: argparse.Namespace) -> tuple[Records, Callable[[Records], str]]:
@@ -212,10 +218,9 @@ def run_embed_device(options: argparse.Namespace) -> tuple[Records, Callable[[Re
 
 
 def run_serve(options: argparse.Namespace) -> tuple[Records, Callable[[Records], str]]:
-    precisions: list[Dtype] = ["float32", "bfloat16"] if options.precision == "both" else [options.precision]
     peer = options.peer_venv, options.peer_batch
     bench = serve.Bench(options.model, options.threads, options.seconds, SERVER, *peer)
-    return serve.benchmark_serve(bench, precisions, options.rounds), serve.render
+    return serve.benchmark_serve(bench, precisions(options.precision), options.rounds), serve.render
 
 
 def run_overload(options: argparse.Namespace) -> tuple[Records, Callable[[Records], str]]:
@@ -227,6 +232,12 @@ def run_serve_device(options: argparse.Namespace) -> tuple[Records, Callable[[Re
     asking = serve_device.Asking(options.clients, options.inputs, options.seconds)
     given = options.tokens, options.device, asking, SERVER
     return serve_device.benchmark_serve_device(load_recipe(options.recipe), *given), serve_device.render
+
+
+def precisions(asked: str) -> list[Dtype]:
+    """What each side is measured in."""
+    both = asked == "both" or (asked == "auto" and fast_precision("cpu") == "bfloat16")
+    return ["float32", "bfloat16"] if both else ["bfloat16"] if asked == "bfloat16" else ["float32"]
 
 
 def machine() -> dict[str, str]:

@@ -33,7 +33,7 @@ the last two are of images, whose source is written as in a recipe; a model with
 def arguments() -> argparse.Namespace:
     about = "Measure models on sets of your own and on a run's held-out texts; of a student, every head."
     model = "student folder, sentence-transformers folder or hub id, or asset like pypi:all-MiniLM-L6-v2; repeatable"
-    dtypes = ("float32", "bfloat16", "float16")
+    dtypes = ("auto", "float32", "bfloat16", "float16")
     form = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=about, epilog=SETS, formatter_class=form)
     parser.add_argument("--model", action="append", required=True, help=model)
@@ -43,7 +43,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--dim", type=int, action="append", help="measure this head alone; repeatable (default: all)")
     parser.add_argument("--json", metavar="FILE", help="write the scores to FILE too, anew after each model")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: a GPU where there is one)")
-    parser.add_argument("--dtype", default="float32", choices=dtypes, help="precision (default: %(default)s)")
+    parser.add_argument("--dtype", default="auto", choices=dtypes, help="precision; auto: what the device is fast in")
     return parser.parse_args()
 
 
@@ -73,6 +73,7 @@ def main() -> None:
     import transformers
 
     from jasper_ray.encoders import StudentEncoder, load_encoder
+    from jasper_ray.encoders.precision import precise
     from jasper_ray.evaluation import evaluate, label, load_sets, read_sets, render, save
     from jasper_ray.pipelines.heldout import measure_agreement, read_heldout
     from jasper_ray.pipelines.heldout_pairs import heldout_pairs_of, measure_recall
@@ -88,7 +89,7 @@ def main() -> None:
     records = []
     for model in options.model:
         print(f"measuring {model}", file=sys.stderr)
-        encoder = load_encoder(model, options.device, options.dtype)
+        encoder = load_encoder(model, options.device, precise(options.dtype, options.device))
         name_unseen(model, encoder, sets, heldout is not None)
         scores = evaluate(encoder, sets, options.dim)
         if heldout:

@@ -126,10 +126,11 @@ def recipe_like(values: dict[str, Any], *stages: str) -> dict[str, Any]:
 
 def test_a_run_folder_says_what_runs_in_it(values: dict[str, Any], tmp_path: Path) -> None:
     run = RunFolder(tmp_path / "below" / "run")
-    run.open(TEACHERS)
+    run.open()
     assert list(run.path.iterdir()) == []
     run.keep(recipe(values), TEACHERS)
-    run.open(TEACHERS)
+    run.open()
+    run.check_teachers(TEACHERS)
     assert parse_recipe(yaml.safe_load((run.path / "recipe.yaml").read_text()), "run") == recipe(values)
     assert json.loads((run.path / "teachers.json").read_text()) == TEACHERS
     assert {path.name for path in run.path.iterdir()} == {"recipe.yaml", "teachers.json"}
@@ -159,25 +160,25 @@ def test_a_run_does_not_continue_with_other_teachers(
     values: dict[str, Any], tmp_path: Path, now: list[dict[str, Any]], message: str
 ) -> None:
     run = RunFolder(tmp_path / "run")
-    run.open(TEACHERS)
+    run.open()
     run.keep(recipe(values), TEACHERS)
     written = {path.name: path.read_bytes() for path in run.path.iterdir()}
     with pytest.raises(ConfigError, match=rf"teachers\.json' says this run's targets {message}"):
-        run.open(now)
+        run.check_teachers(now)
     assert {path.name: path.read_bytes() for path in run.path.iterdir()} == written
 
 
 def test_a_size_that_the_recipe_tells_only_now_is_no_other_teacher(values: dict[str, Any], tmp_path: Path) -> None:
     run = RunFolder(tmp_path / "run")
     unsized = [{**teacher, "dim": None} for teacher in TEACHERS]
-    run.open(unsized)
+    run.open()
     run.keep(recipe(values), unsized)
-    run.open(TEACHERS)
+    run.check_teachers(TEACHERS)
 
 
 def test_one_process_at_a_time_works_in_a_run(tmp_path: Path) -> None:
     run = RunFolder(tmp_path / "run")
-    run.open(TEACHERS)
+    run.open()
     refused = pytest.raises(ConfigError, match="another process is working in the run folder")
     with run.locked(), refused, run.locked():
         pass
@@ -188,7 +189,7 @@ def test_one_process_at_a_time_works_in_a_run(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_written_is_told(values: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match=r"run folder '.*/file/run' cannot be written \(Not a directory\); .* --run"):
-        RunFolder(tmp_path / "file" / "run").open(TEACHERS)
+        RunFolder(tmp_path / "file" / "run").open()
 
 
 def test_targets_lie_in_the_run_unless_the_recipe_shares_them(values: dict[str, Any], tmp_path: Path) -> None:

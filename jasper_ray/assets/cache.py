@@ -21,6 +21,7 @@ from jasper_ray.assets.catalogue import ASSETS, Asset
 from jasper_ray.assets.download import fetch_archives, sha256_of
 from jasper_ray.assets.texts import TEXT
 from jasper_ray.config import ConfigError
+from jasper_ray.waiting import telling
 
 logger = logging.getLogger(__name__)
 
@@ -88,7 +89,7 @@ def _located(title: str, asset: Asset) -> Path:
     folder = cache_folder() / title
     if not folder.exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder.with_name(f"{title}.lock")):
+        with telling(f"fetching {title}"), FileLock(folder.with_name(f"{title}.lock")):
             if not folder.exists():
                 _build(title, asset, folder)
     _check(folder, asset)

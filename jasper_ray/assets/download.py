@@ -82,10 +82,8 @@ def pip_download(archive: Archive, folder: Path) -> None:
         raise ConfigError(
             f"{sys.executable} has no pip, which fetches {archive.requirement}: run `{sys.executable} -m ensurepip`"
         )
-    # pip draws its bar on stdout, which belongs to the caller's own output.
-    bar = sys.stderr if sys.stderr.isatty() else subprocess.DEVNULL
     command = _pip_command(archive, folder)
-    finished = subprocess.run(command, stdout=bar, stderr=subprocess.PIPE, text=True, errors="replace", check=False)
+    finished = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
     if finished.returncode:
         raise ConfigError(
             f"pip could not download {archive.requirement}: {last_error(finished.stderr)}; check the network and "

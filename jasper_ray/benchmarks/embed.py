@@ -9,9 +9,11 @@ Ours is measured from the first block's beginning to the last one's end, on Ray,
 from __future__ import annotations
 
 import random
+import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,25 +28,29 @@ from jasper_ray.config import ConfigError
 from jasper_ray.embedding import EmbedSettings
 from jasper_ray.embedding.progress import last_line
 from jasper_ray.encoders import load_encoder, load_sentence_transformer
+from jasper_ray.encoders.precision import precise
 from jasper_ray.models.tokenizing import Tokenizing
 from jasper_ray.pipelines.embed import embed_corpus
+from jasper_ray.vectors import Dtype, Precision
 
 SOURCES = ("pypi:vader-sentences", "debian:wordnet-sentences", "debian:docs")
 """Tweets, reviews, editorials; definitions and examples; manuals: five to two hundred tokens."""
 BATCHES = (16, 32, 64, 128)
 TRIAL_ROWS = 1024
-COLUMNS = ("way", "rows", "seconds", "rows_per_s", "tokens_per_s", "padding", "busy", "times")
+SHORT, ALONE = 120, 200
+"""Characters of a short text, and how many are embedded by themselves."""
+COLUMNS = ("way", "rows", "seconds", "rows_per_s", "tokens_per_s", "padding", "busy", "one_ms", "times")
 
 
-def benchmark_embed(model: str, rows: int, rounds: int, threads: int) -> list[dict[str, Any]]:
+def benchmark_embed(
+    model: str, rows: int, rounds: int, threads: int, precisions: Sequence[Dtype]
+) -> list[dict[str, Any]]:
     """A record for each way, the best of its rounds; `times` is its speed in units of the first one's."""
-    ways: dict[str, Callable[[list[str]], dict[str, float] | None]] = {
-        "sentence-transformers float32": lambda lines: usual(model, lines, threads, "float32"),
-        "ours float32": lambda lines: ours(model, lines, threads, {"precision": "float32"}),
-        "ours bfloat16": lambda lines: ours(model, lines, threads, {"precision": "bfloat16"}),
-        "sentence-transformers bfloat16": lambda lines: usual(model, lines, threads, "bfloat16"),
-        "ONNX Runtime float32": lambda lines: onnx(model, lines, threads),
-    }
+    ways: dict[str, Callable[[list[str]], dict[str, float] | None]] = {}
+    for precision in precisions:
+        ways[f"sentence-transformers {precision}"] = partial(usual, model, threads, precision)
+        ways[f"ours {precision}"] = partial(ours, model, threads, {"precision": precision})
+    ways["ONNX Runtime float32"] = partial(onnx, model, threads)
     lines = mixed_lines(rows)
     found: dict[str, list[dict[str, Any]]] = {way: [] for way in ways}
     for _ in range(rounds):
@@ -65,10 +71,25 @@ def mixed_lines(rows: int, seed: int = 3) -> list[str]:
     return random.Random(seed).sample(sorted(lines), rows)
 
 
-def ours(model: str, lines: Sequence[str], threads: int, changes: dict[str, Any]) -> dict[str, float]:
+def ours(model: str, threads: int, changes: dict[str, Any], lines: Sequence[str]) -> dict[str, float]:
     """Ours with one actor a thread."""
     pool = {"min_size": threads, "max_size": threads, "cpus": 0.8, "threads": 1}
-    return in_fresh_process(run_ours, {"model": model, "pool": pool, **changes}, list(lines))
+    record = in_fresh_process(run_ours, {"model": model, "pool": pool, **changes}, list(lines))
+    return {**record, **in_fresh_process(run_one, model, threads, changes.get("precision", "auto"), list(lines))}
+
+
+def run_one(model: str, threads: int, precision: Precision, lines: list[str]) -> dict[str, float]:
+    """Our encoder as the server calls it, a text at a time."""
+    torch.set_num_threads(threads)
+    encoder = load_encoder(model, "cpu", precise(precision, "cpu"))
+    tokenizing = encoder.tokenizing()
+    assert tokenizing
+
+    def embed(line: str) -> object:
+        ids = [np.array(row, np.int32) for row in tokenizing([line])]
+        return encoder.encode_tokens(ids, encoder.dims[:1])
+
+    return {"one_ms": one_ms(embed, lines)}
 
 
 def run_ours(values: dict[str, Any], lines: list[str]) -> dict[str, float]:
@@ -95,14 +116,14 @@ def steady_speed(folder: Path, block_rows: int) -> float:
     return (last - first) * block_rows / (written[last] - written[first]) * 1e9 if last > first else 0.0
 
 
-def usual(model: str, lines: Sequence[str], threads: int, dtype: str) -> dict[str, float]:
+def usual(model: str, threads: int, dtype: Dtype, lines: Sequence[str]) -> dict[str, float]:
     """sentence-transformers, in a process of its own."""
     return in_fresh_process(run_usual, model, list(lines), threads, dtype)
 
 
-def run_usual(model: str, lines: list[str], threads: int, dtype: str) -> dict[str, float]:
+def run_usual(model: str, lines: list[str], threads: int, dtype: Dtype) -> dict[str, float]:
     torch.set_num_threads(threads)
-    encoder = load_sentence_transformer(model, dtype=dtype)  # type: ignore[arg-type]
+    encoder = load_sentence_transformer(model, dtype=dtype)
 
     def seconds(texts: list[str], batch: int) -> float:
         began = time.perf_counter()
@@ -111,10 +132,20 @@ def run_usual(model: str, lines: list[str], threads: int, dtype: str) -> dict[st
 
     seconds(lines[:TRIAL_ROWS], BATCHES[0])
     best = min(BATCHES, key=lambda batch: seconds(lines[:TRIAL_ROWS], batch))
-    return {"seconds": seconds(lines, best), "batch": best}
+    return {"seconds": seconds(lines, best), "batch": best, "one_ms": one_ms(lambda line: seconds([line], 1), lines)}
 
 
-def onnx(model: str, lines: Sequence[str], threads: int) -> dict[str, float] | None:
+def one_ms(embed: Callable[[str], object], lines: Sequence[str]) -> float:
+    """Milliseconds of a short text by itself, half of the time less: what a lone caller of a server waits for."""
+    took = []
+    for line in [line for line in lines if len(line) <= SHORT][:ALONE]:
+        began = time.perf_counter()
+        embed(line)
+        took.append(1000 * (time.perf_counter() - began))
+    return statistics.median(took)
+
+
+def onnx(model: str, threads: int, lines: Sequence[str]) -> dict[str, float] | None:
     """ONNX Runtime, in a process of its own; None where it is not installed."""
     try:
         import onnxruntime  # noqa: F401
@@ -137,7 +168,9 @@ def run_onnx(model: str, lines: list[str], threads: int) -> dict[str, float]:
         best = min(took, key=took.__getitem__)
         began = time.perf_counter()
         encode_onnx(session, tokenizing, lines, best)
-        return {"seconds": time.perf_counter() - began, "batch": best}
+        seconds = time.perf_counter() - began
+        alone = one_ms(lambda line: encode_onnx(session, tokenizing, [line], 1), lines)
+        return {"seconds": seconds, "batch": best, "one_ms": alone}
 
 
 class Pooled(nn.Module):
@@ -198,7 +231,7 @@ def benchmark_columns(model: str, rows: int, rounds: int, threads: int) -> list[
     found: dict[str, list[dict[str, Any]]] = {way: [] for way in ways}
     for _ in range(rounds):
         for way, columns in ways.items():
-            found[way].append({"way": way, "rows": rows, **ours(model, lines, threads, {"vectors": columns})})
+            found[way].append({"way": way, "rows": rows, **ours(model, threads, {"vectors": columns}, lines)})
     records = [min(each, key=lambda record: record["seconds"]) for each in found.values()]
     return [{**record, "times": records[0]["seconds"] / record["seconds"]} for record in records]
 

@@ -35,8 +35,8 @@ def benchmark_scale(model: str, rows: int, rounds: int, precision: str) -> list[
     lines = mixed_lines(rows)
     ways = {
         "plain loop": lambda: in_fresh_process(run_plain, values, lines),
-        "1 actor": lambda: ours(model, lines, 1, values),
-        "2 actors": lambda: ours(model, lines, 2, values),
+        "1 actor": lambda: ours(model, 1, values, lines),
+        "2 actors": lambda: ours(model, 2, values, lines),
     }
     found: dict[str, list[dict[str, Any]]] = {way: [] for way in ways}
     for _ in range(rounds):

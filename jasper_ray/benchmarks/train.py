@@ -24,6 +24,7 @@ from jasper_ray.dry_run import trained_parameters
 from jasper_ray.images import decode
 from jasper_ray.models.student import Student, StudentSettings, build_student
 from jasper_ray.models.vision import build_vision
+from jasper_ray.pipelines.precision import here, in_precisions
 from jasper_ray.recipe import Recipe, Stage
 from jasper_ray.runs import StageFolder
 from jasper_ray.training.feed import MicroBatch, TextFeed
@@ -63,6 +64,7 @@ def benchmark_train(
     """
     if steps < 1:
         raise ConfigError(f"--steps is {steps}, but at least one step must be timed")
+    recipe = in_precisions(recipe, {}, here)
     student = without_download(recipe.student)
     tokens = tokens or student.max_length
     stages = [alone(stage, batch or stage.micro_rows, steps) for stage in recipe.stages]
@@ -144,11 +146,11 @@ def device_of(stage: Stage) -> torch.device:
     Raises:
         ConfigError: a GPU, and there is none.
     """
-    if not stage.gpus_per_worker:
+    if not stage.gpus:
         return torch.device("cpu")
     if not torch.cuda.is_available():
         raise ConfigError(
-            f"stage {stage.name!r} trains on a GPU (gpus_per_worker: {stage.gpus_per_worker:g}), and torch sees none "
+            f"stage {stage.name!r} trains on a GPU (gpus_per_worker: {stage.gpus:g}), and torch sees none "
             "here; take a machine that has one, or a recipe for processors"
         )
     return torch.device("cuda")

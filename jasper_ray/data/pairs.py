@@ -10,8 +10,8 @@ from pydantic import Field, field_validator
 from jasper_ray.config import ConfigError, Settings
 from jasper_ray.data.settings import path_title
 from jasper_ray.images.decode import PIXEL_LIMIT
-from jasper_ray.pool import ActorPool, Pool
-from jasper_ray.vectors import Dtype
+from jasper_ray.pool import Pool, TeacherPool
+from jasper_ray.vectors import Precision
 
 LARGEST_PIXEL_LIMIT = 89_478_485
 """Above so many pixels Pillow has warnings and limits of its own."""
@@ -104,10 +104,10 @@ class Images(Settings):
     """Largest share of pairs that may be unusable and set aside; above it nothing is trained."""
     decoders: Pool = Pool(max_size=4)
     """Processes that decode images while a stage trains."""
-    pool: ActorPool = ActorPool()
+    pool: TeacherPool = TeacherPool()
     """Copies of the student that make the captions' vectors."""
-    dtype: Dtype = "float32"
-    """Precision in which they compute; the vectors leave in float32."""
+    dtype: Precision = "auto"
+    """Precision in which they compute, `auto`: the one their device is fast in; the vectors leave in float32."""
     batch_size: int = Field(default=32, gt=0)
     """Captions in one forward pass of theirs."""
 

@@ -12,7 +12,7 @@ from jasper_ray.embedding.settings import EmbedSettings, VectorColumn
 from jasper_ray.encoders import SentenceTransformerEncoder, TokenEncoder, load_encoder
 from jasper_ray.encoders.base import known_dim
 from jasper_ray.encoders.budget import USUAL_TOKENS, TokenBudget
-from jasper_ray.encoders.precision import native_precision
+from jasper_ray.encoders.precision import precise
 from jasper_ray.models.loading import first_line
 from jasper_ray.vectors import Dtype
 
@@ -61,8 +61,6 @@ def check_length(encoder: TokenEncoder, max_length: int) -> None:
 
 
 def wanted_precision(settings: EmbedSettings) -> Dtype:
-    """What to try: the device's own, where it is left open."""
-    if settings.precision != "auto":
-        return settings.precision
+    """What to try: what the device is fast in, where it is left open."""
     assert settings.pool
-    return native_precision(bool(settings.pool.gpus))
+    return precise(settings.precision, "cuda" if settings.pool.gpus else "cpu")

@@ -9,7 +9,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from jasper_ray.config import ConfigError, Settings, first_fault
 from jasper_ray.pool import ActorPool, Pool
-from jasper_ray.vectors import Dtype
+from jasper_ray.vectors import Precision
 
 Format = Literal["parquet", "jsonl", "csv", "text"]
 Stored = Literal["float32", "float16", "int8", "binary"]
@@ -84,8 +84,8 @@ class EmbedSettings(Settings):
     """Columns of vectors, all from one pass; the model's default head when empty."""
     dtype: Stored = "float32"
     """How vectors are stored when `vectors` is empty."""
-    precision: Dtype | Literal["auto"] = "auto"
-    """What the model computes in. `auto` takes bfloat16 where the device has it and a sample agrees with float32."""
+    precision: Precision = "auto"
+    """What the model computes in; `auto`: bfloat16 where the device is fast in it and a sample agrees with float32."""
     max_length: int | None = Field(default=None, ge=1)
     """Tokens a text is cut to; the model's own limit when left out."""
     truncate: bool = True

@@ -1,25 +1,111 @@
-"""Which precision a model computes in where nobody says so."""
+"""Which precision a model computes in where nobody says so.
+
+A device is measured, for what it says of itself does not tell: processors without bfloat16 compute in it all the same,
+up to a hundred times slower, and which flag tells them apart differs between systems.
+"""
+
+# Shape legend: B rows, D width of a layer.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache
 
 import numpy as np
 import torch
 
 from jasper_ray.config import ConfigError
-from jasper_ray.vectors import Dtype, least_cosine
+from jasper_ray.vectors import Dtype, Precision, least_cosine
 
 TOLERANCE = 0.999
 """Least cosine with float32 that a lower precision must reach on every text of a sample."""
+WORTH = 1.25
+"""Times as fast as float32 that bfloat16 must be: below that, its rounding buys nothing."""
+ROUNDS = 5
+"""Times that the layer is measured; the fastest counts, since other programs only ever slow it down."""
+SIZES = {"cpu": (64, 384), "cuda": (4096, 2048)}
+"""Rows and width of the measured layer: milliseconds of work, and enough of it to fill the device."""
+DECIDED = "JASPER_RAY_PRECISION"
+"""Environment variable that decides in place of a measurement."""
 
 
-def native_precision(on_gpu: bool) -> Dtype:
-    """bfloat16 if the device computes in it and does not merely emulate it."""
-    if on_gpu:
-        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
-    return "bfloat16" if cpu_flags() & {"avx512_bf16", "amx_bf16", "bf16"} else "float32"
+def precise(precision: Precision, device: str | None, learning: bool = False) -> Dtype:
+    """The precision to compute in: the given one, or what `device` is fast in for `auto`."""
+    return fast_precision(device, learning) if precision == "auto" else precision
+
+
+def fast_precision(device: str | None, learning: bool = False) -> Dtype:
+    """bfloat16 where a processor or CUDA computes clearly faster in it, else float32; JASPER_RAY_PRECISION overrides.
+
+    Raises:
+        ConfigError: the variable names neither.
+    """
+    decided = os.environ.get(DECIDED, "")
+    if decided in ("float32", "bfloat16"):
+        return decided  # type: ignore[return-value]
+    if decided:
+        raise ConfigError(f"{DECIDED} is {decided!r}; expected float32 or bfloat16, or leave it unset")
+    kind = device_type(device)
+    return "bfloat16" if kind in SIZES and bfloat16_speed(kind, learning) >= WORTH else "float32"
+
+
+@cache
+def bfloat16_speed(device: str, learning: bool = False) -> float:
+    """How many times as fast as in float32 a `cpu` or `cuda` computes a linear layer in bfloat16; below 1 it is slower.
+
+    `learning` adds the layer's gradients, whose products take other paths: a processor may be 6 times slower forward
+    and 80 times backward. Measured once a process, in some milliseconds.
+    """
+    clock = time.perf_counter if device == "cuda" else time.thread_time  # a busy machine takes processors away
+    layers = [linear_layer(device, dtype, learning) for dtype in (torch.float32, torch.bfloat16)]
+    with one_thread():
+        for layer in layers:  # the first call sets libraries up
+            layer()
+        rounds = [[timed(layer, clock) for layer in layers] for _ in range(ROUNDS)]
+    exact, lower = (min(seconds) for seconds in zip(*rounds, strict=True))
+    return exact / lower
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Torch computes in this thread alone, whose time on a processor is then all of its work."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def linear_layer(device: str, dtype: torch.dtype, learning: bool) -> Callable[[], None]:
+    """The work that is measured: `[B, D]` times `[D, D]` on `device`, finished when the call returns."""
+    rows, width = SIZES[device]
+    x_BD = torch.ones(rows, width, device=device, dtype=dtype, requires_grad=learning)
+    weight_DD = torch.ones(width, width, device=device, dtype=dtype, requires_grad=learning)
+
+    def work() -> None:
+        y_BD = torch.nn.functional.linear(x_BD, weight_DD)
+        if learning:
+            torch.autograd.grad(y_BD, (x_BD, weight_DD), torch.ones_like(y_BD))
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    return work
+
+
+def timed(work: Callable[[], None], clock: Callable[[], float]) -> float:
+    """Seconds that a call takes by a clock."""
+    began = clock()
+    work()
+    return clock() - began
+
+
+def device_type(device: str | None) -> str:
+    """`cpu` for `cpu:0`; without a name what models are put on: a GPU where there is one."""
+    return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")).type
 
 
 def agreement(
@@ -40,10 +126,3 @@ def agreement(
         f"in {dtype} a text of the sample has a cosine of {found:.5f} with float32, and {TOLERANCE} is asked for; "
         "choose --precision float32"
     )
-
-
-def cpu_flags() -> set[str]:
-    """What Linux says the processor can do; empty elsewhere."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    return {flag for line in lines[:64] if line.startswith(("flags", "Features")) for flag in line.split()}

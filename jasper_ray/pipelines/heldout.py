@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +17,6 @@ from jasper_ray.data.columns import vector_column
 from jasper_ray.encoders import Encoder
 from jasper_ray.evaluation import Score, agreement
 from jasper_ray.pipelines.heads import by_prompt, target
-from jasper_ray.pipelines.label import Labeller, collect
 from jasper_ray.pipelines.shards import Batch, read_rows
 from jasper_ray.pipelines.targets import TargetCache
 from jasper_ray.recipe import load_recipe
@@ -36,34 +35,28 @@ class HeldOut:
     target_NE: np.ndarray
 
 
-def label_heldout(labeller: Labeller, shards: Sequence[Shard], full_head: int) -> HeldOut | None:
-    """The corpus' held-out texts, labelled; None when the recipe holds none out.
-
-    Raises:
-        ConfigError: the teachers' vectors do not add up to the full head.
-    """
+def check_rows(shards: Sequence[Shard]) -> None:
+    """Refuse so few held-out texts that nothing could be measured on them."""
     rows = sum(shard.rows for shard in shards)
-    if not rows:
-        return None
-    if rows < LEAST_ROWS:
+    if 0 < rows < LEAST_ROWS:
         raise ConfigError(
             f"corpus.holdout leaves {rows} held-out texts, and agreement needs at least {LEAST_ROWS}; "
             "raise it, or set it to 0"
         )
-    columns = ["text", "prompt", *(vector_column(teacher.name) for teacher in labeller.teachers)]
-    batch = collect(labeller.label_shards(shards), columns)
-    target_NE = target(batch, labeller.teachers).numpy()
-    if target_NE.shape[1] != full_head:
-        sizes = {teacher.name: batch[vector_column(teacher.name)].shape[1] for teacher in labeller.teachers}
+
+
+def check_full_head(full_head: int, sizes: Mapping[str, int]) -> None:
+    """Refuse teachers whose vectors, `sizes` by name, do not add up to the full head."""
+    together = sum(sizes.values())
+    if together != full_head:
         raise ConfigError(
-            f"student.heads: the full head has size {full_head}, but the teachers' vectors have {sizes}, "
-            f"{target_NE.shape[1]} together; change the first head"
+            f"student.heads: the full head has size {full_head}, but the teachers' vectors have {dict(sizes)}, "
+            f"{together} together; change the first head"
         )
-    return HeldOut(batch, target_NE)
 
 
 def read_heldout(folder: Path) -> HeldOut | None:
-    """What `label_heldout` left in a run folder; None when the run holds no texts out. Needs no Ray.
+    """The held-out texts of a run folder in which they are labelled; None when the run holds none out. Needs no Ray.
 
     Raises:
         ConfigError: the folder is no run that labelled its held-out texts.

@@ -8,8 +8,9 @@ of everything: of sorting by length, of the cache, of what is repeated after a c
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import ray
 import torch
-from ray.data import ActorPoolStrategy, Dataset, ExecutionOptions, TaskPoolStrategy
+from ray.data import ActorPoolStrategy, Dataset, TaskPoolStrategy
 
 from jasper_ray.data import Shard
 from jasper_ray.data.order import Visit
@@ -26,6 +27,9 @@ from jasper_ray.pipelines.shards import Batch, ReadShard, ReadTargets, arrange, 
 from jasper_ray.pipelines.targets import TargetCache
 from jasper_ray.pool import Pool
 from jasper_ray.teachers import OwnEncoder, OwnTeacher, Teacher, TeacherEncoder, open_teacher
+from jasper_ray.waiting import telling
+
+logger = logging.getLogger(__name__)
 
 LIGHT_TASK = {"num_cpus": 0.1, "compute": TaskPoolStrategy(2)}
 """Reading a shard takes milliseconds: two processes keep up with any pool, and whole processors would starve it."""
@@ -56,6 +60,37 @@ class Labeller:
     def label_shards(self, shards: Sequence[Shard]) -> Dataset:
         """`label` for whole shards."""
         return self.label(whole_shards(shards))
+
+    def fill(self, shards: Sequence[Shard], check: Callable[[dict[str, int]], None]) -> None:
+        """Label what the caches do not hold of the shards, all in one go: each teacher is loaded once. `check` is given
+        the size of each teacher's vectors as soon as a shard is labelled, and may raise."""
+        for shard in list(filter(self.holds, shards))[:1]:
+            check(self.sizes(shard))
+        missing = [shard for shard in shards if not self.holds(shard)]
+        if not missing:
+            return
+        rows = sum(shard.rows for shard in missing)
+        logger.info("labelling %d texts with %s", rows, ", ".join(teacher.name for teacher in self.teachers))
+        with telling("labelling", lambda: f"{sum(map(self.holds, missing))} of {len(missing)} shards"):
+            for number, _ in enumerate(self.label_shards(missing).iter_internal_ref_bundles()):
+                if number == 0:  # what counts is in the caches; here it only comes by
+                    check(self.sizes(next(filter(self.holds, missing))))
+
+    def sizes(self, shard: Shard) -> dict[str, int]:
+        """The size of each teacher's vectors, from a shard that the caches hold."""
+        caches = zip(self.teachers, self.caches, strict=True)
+        return {teacher.name: cache.size(shard.sha256) for teacher, cache in caches if cache}
+
+    def take(self, other: Labeller, shards: Sequence[Shard]) -> None:
+        """Keep what the caches of another labeller of the same teachers hold of the shards."""
+        for mine, theirs in zip(self.caches, other.caches, strict=True):
+            for shard in shards:
+                if mine and theirs:
+                    mine.take(theirs, shard.sha256)
+
+    def holds(self, shard: Shard) -> bool:
+        """Whether every teacher's vectors of a shard are in its cache."""
+        return all(cache is not None and cache.holds(shard.sha256) for cache in self.caches)
 
     def stream(self, visits: Sequence[Visit], block_rows: int) -> Dataset:
         """`label` in the order of `position`, in blocks of exactly `block_rows`: training workers take them in turn."""
@@ -104,7 +139,7 @@ def add_teacher(
         batch_size=None,
         compute=pool_strategy(pool),
         num_cpus=pool.cpus,
-        num_gpus=pool.gpus or None,
+        num_gpus=pool.gpus_per_copy or None,
     )
 
 
@@ -140,10 +175,3 @@ def load(teacher: Teacher | OwnTeacher) -> TeacherEncoder | OwnEncoder:
     """Its model, with the guards at its door."""
     device = own_device()
     return teacher.open(device) if isinstance(teacher, OwnTeacher) else open_teacher(teacher, device)
-
-
-def collect(dataset: Dataset, columns: Sequence[str]) -> dict[str, np.ndarray]:
-    """The named columns of a whole dataset in memory, in its order: for held-out texts, which are few."""
-    dataset.context.execution_options = ExecutionOptions(preserve_order=True)
-    batches = list(dataset.select_columns(list(columns)).iter_batches(batch_size=None))
-    return {name: np.concatenate([batch[name] for batch in batches]) for name in columns}

@@ -8,11 +8,13 @@ from pathlib import Path
 import torch
 
 from jasper_ray.encoders import load_student
+from jasper_ray.encoders.precision import precise
 from jasper_ray.evaluation import Record, SetData, evaluate, label
 from jasper_ray.pipelines.heldout import HeldOut, measure_agreement
 from jasper_ray.pipelines.heldout_pairs import HeldOutPairs, measure_recall
 from jasper_ray.pipelines.session import own_device
 from jasper_ray.teachers import Teacher, Together, open_teacher
+from jasper_ray.vectors import Precision
 
 
 def measure_student(
@@ -21,11 +23,13 @@ def measure_student(
     heldout: HeldOut | None,
     pairs: HeldOutPairs | None,
     sets: Sequence[SetData],
+    precision: Precision,
     threads: int,
 ) -> list[Record]:
     """Every head of a student on everything, on images if it sees."""
     torch.set_num_threads(threads)
-    encoder = load_student(folder, own_device())
+    device = own_device()
+    encoder = load_student(folder, device, precise(precision, device))
     records = label(moment, evaluate(encoder, sets, dims=encoder.student.dims))
     records += label(moment, measure_agreement(encoder, heldout)) if heldout else []
     return records + (label(moment, measure_recall(encoder, pairs)) if pairs and encoder.sees else [])

@@ -10,6 +10,7 @@ changed text is another shard, hence another file. Files appear whole, so whatev
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -35,12 +36,23 @@ class TargetCache:
         """Whether they are there."""
         return self.file(shard_sha256).is_file()
 
+    def take(self, other: TargetCache, shard_sha256: str) -> None:
+        """Keep the vectors that another cache of this teacher holds of a shard; the file appears whole."""
+        if not self.holds(shard_sha256):
+            with whole_file(self.file(shard_sha256)) as staging:
+                shutil.copyfile(other.file(shard_sha256), staging)
+
     def write(self, shard_sha256: str, ids: Sequence[str], vectors_ND: np.ndarray) -> None:
         """Keep a shard's vectors; the file appears whole."""
         flat = pa.array(vectors_ND.astype(np.float16).reshape(-1))
         column = pa.FixedSizeListArray.from_arrays(flat, vectors_ND.shape[1])
         with whole_file(self.file(shard_sha256)) as staging:
             pq.write_table(pa.table({"id": pa.array(ids, pa.string()), "vector": column}), staging, compression="none")
+
+    def size(self, shard_sha256: str) -> int:
+        """D of a shard's vectors."""
+        vectors: pa.FixedSizeListType = pq.read_schema(self.file(shard_sha256)).field("vector").type
+        return int(vectors.list_size)
 
     def read(self, shard_sha256: str, ids: Sequence[str]) -> np.ndarray:
         """A shard's vectors, float16 `[N, D]`.

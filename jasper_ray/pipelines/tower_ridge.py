@@ -13,21 +13,26 @@ from torch import Tensor
 
 from jasper_ray.data.columns import PIXELS, vector_column
 from jasper_ray.encoders import StudentEncoder, load_student
+from jasper_ray.encoders.precision import precise
 from jasper_ray.evaluation import Record, Score, label
 from jasper_ray.images import decode
 from jasper_ray.models.ridge import RidgeFit, with_constant
 from jasper_ray.pipelines.heldout_pairs import HeldOutPairs, compare, encode_captions
 from jasper_ray.pipelines.session import own_device
 from jasper_ray.teachers import OWN, split_heads
+from jasper_ray.vectors import Precision
 
 STRENGTHS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 """Regularisations that are tried. The one that does best on the held-out pairs is shown, a favour to the comparison."""
 
 
-def measure_tower_ridge(moment: str, start: Path, dataset: Dataset, pairs: HeldOutPairs, threads: int) -> list[Record]:
+def measure_tower_ridge(
+    moment: str, start: Path, dataset: Dataset, pairs: HeldOutPairs, precision: Precision, threads: int
+) -> list[Record]:
     """The recall of every head, of the fit that finds most captions among ten with the full head."""
     torch.set_num_threads(threads)
-    encoder = load_student(start, own_device(), pixel_limit=pairs.pixel_limit)
+    device = own_device()
+    encoder = load_student(start, device, precise(precision, device), pixel_limit=pairs.pixel_limit)
     fit = fit_tower(encoder, dataset)
     features_NC = tower_features(encoder, held_out_pixels(encoder, pairs))
     captions = encode_captions(encoder, pairs)

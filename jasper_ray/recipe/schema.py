@@ -12,6 +12,7 @@ from jasper_ray.evaluation import EvaluationSet
 from jasper_ray.models.student import StudentSettings
 from jasper_ray.recipe.stage import Stage
 from jasper_ray.teachers import Teacher
+from jasper_ray.vectors import Precision
 
 
 class RandomHeads(Settings):
@@ -60,6 +61,8 @@ class Evaluation(Settings):
     """Sentence pairs with scores, query–document sets, labelled texts, images with captions or classes."""
     teachers: bool = True
     """Measure each teacher, and the teachers together, on the sets too."""
+    precision: Precision = "auto"
+    """Precision in which students are measured, `auto`: the one the device is fast in."""
     ridge: bool = True
     """Also measure the starting student with a closed-form ridge fit of its heads on all training texts, and where it
     learns to see, one from the untrained tower to the captions' vectors."""

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from jasper_ray.config import ConfigError, Settings
 from jasper_ray.losses import HeadLosses
+from jasper_ray.pool import Gpus, known_gpus
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
 
@@ -54,14 +55,15 @@ class Stage(Settings):
     """Training processes."""
     cpus_per_worker: float = Field(default=1, ge=0)
     """Processors reserved for a worker."""
-    gpus_per_worker: float = Field(default=0, ge=0)
-    """GPUs reserved for a worker; 0 trains on processors."""
+    gpus_per_worker: Gpus = "auto"
+    """GPUs reserved for a worker; 0 trains on processors. `auto`: this machine's GPUs, none on a cluster."""
     threads: int | None = Field(default=None, ge=1)
     """Threads torch uses in a worker on processors; cpus_per_worker, at least 1, when left out."""
     zero: Literal[0, 1, 2, 3] = 0
     """DeepSpeed ZeRO stage: 1 shards optimiser state over workers, 2 gradients too, 3 parameters too."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """Precision of body and tower; losses and the optimiser's copy of the weights are fp32 either way."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Precision of body and tower, `auto`: the one the device is fast in; losses and the optimiser's copy of the
+    weights are fp32 either way."""
     gradient_clipping: float | None = Field(default=1.0, gt=0)
     """Largest gradient norm of a step."""
     gradient_checkpointing: bool = False
@@ -103,6 +105,11 @@ class Stage(Settings):
     def accumulation(self) -> int:
         """Forward passes of a worker in one optimiser step."""
         return self.batch_size // (self.micro_rows * self.workers)
+
+    @property
+    def gpus(self) -> float:
+        """GPUs reserved for a worker; none while `auto` is undecided."""
+        return known_gpus(self.gpus_per_worker)
 
     @property
     def torch_threads(self) -> int:

@@ -17,7 +17,7 @@ from jasper_ray.embedding.store import open_store
 from jasper_ray.encoders import StudentEncoder, TokenEncoder, load_encoder
 from jasper_ray.encoders.base import prompt_text
 from jasper_ray.encoders.budget import USUAL_TOKENS, TokenBudget
-from jasper_ray.encoders.precision import agreement, native_precision
+from jasper_ray.encoders.precision import agreement, precise
 from jasper_ray.serving.engine import Engine
 from jasper_ray.serving.keys import Keys
 from jasper_ray.serving.ledger import Book
@@ -73,14 +73,14 @@ def open_service(settings: ServeSettings, book: Book, replica: str = "0") -> Ser
 
 
 def open_encoder(settings: ServeSettings, revision: str | None) -> tuple[TokenEncoder, Dtype]:
-    """The model in the precision that was asked for, or in the device's own where that agrees with float32.
+    """The model in the precision that was asked for, or in the device's fast one where that agrees with float32.
 
     Raises:
         ConfigError: it does not load, or the precision agrees too little.
     """
     on_gpu = bool(settings.copies.gpus)
     torch.set_num_threads(1)  # batches side by side take the other processors
-    wanted = native_precision(on_gpu) if settings.precision == "auto" else settings.precision
+    wanted = precise(settings.precision, "cuda" if on_gpu else "cpu")
     exact = None
     if wanted != "float32":
         exact = sample_vectors(load(settings, revision, "float32"))

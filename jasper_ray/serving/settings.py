@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from pydantic import Field, model_validator
 
 from jasper_ray.config import Settings
-from jasper_ray.vectors import Dtype
+from jasper_ray.vectors import Precision
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
@@ -74,8 +72,8 @@ class ServeSettings(Settings):
     """What clients call the model; by default what its folder is called."""
     prompt: str | None = None
     """The prompt before texts whose request names none; by default what the model itself says, mostly none."""
-    precision: Dtype | Literal["auto"] = "auto"
-    """What the model computes in; `auto`: bfloat16 where the device has it and a sample agrees with float32."""
+    precision: Precision = "auto"
+    """What the model computes in; `auto`: bfloat16 where the device is fast in it and a sample agrees with float32."""
     max_length: int | None = Field(None, ge=1)
     """Tokens a text is cut to, or refused beyond; the model's own limit when not given."""
     threads: int | None = Field(None, ge=1)

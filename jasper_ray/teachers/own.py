@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from jasper_ray.encoders import StudentEncoder, load_student
-from jasper_ray.pool import ActorPool
+from jasper_ray.encoders.precision import precise
+from jasper_ray.pool import TeacherPool
 from jasper_ray.teachers.target import check_vectors
-from jasper_ray.vectors import Dtype
+from jasper_ray.vectors import Precision
 
 OWN = "own"
 """Names the student as teacher in columns."""
@@ -28,13 +29,13 @@ class OwnTeacher:
 
     name: ClassVar[str] = OWN
     folder: Path
-    pool: ActorPool
-    dtype: Dtype = "float32"
+    pool: TeacherPool
+    dtype: Precision = "auto"
     batch_size: int = 32
 
     def open(self, device: str | None = None) -> OwnEncoder:
         """The student, loaded; heavy."""
-        return OwnEncoder(load_student(self.folder, device, self.dtype, self.batch_size, sight=False))
+        return OwnEncoder(load_student(self.folder, device, precise(self.dtype, device), self.batch_size, sight=False))
 
 
 class OwnEncoder:

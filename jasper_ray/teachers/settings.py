@@ -11,8 +11,9 @@ from pydantic import Discriminator, Field, Tag, model_validator
 from jasper_ray.assets.identity import weights_identity
 from jasper_ray.config import ConfigError, Settings, fingerprint
 from jasper_ray.encoders import Encoder, HashEncoder, load_sentence_transformer
-from jasper_ray.pool import ActorPool
-from jasper_ray.vectors import Dtype
+from jasper_ray.encoders.precision import precise
+from jasper_ray.pool import TeacherPool
+from jasper_ray.vectors import Precision
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 
@@ -32,7 +33,7 @@ class TeacherBase(Settings):
     """Text put after every text, such as an end-of-text token that the model's card asks for."""
     prompts: dict[str, str] = Field(default_factory=dict)
     """This teacher's text for each prompt name that a source of texts uses; without an entry the text goes in bare."""
-    pool: ActorPool = ActorPool()
+    pool: TeacherPool = TeacherPool()
 
     @model_validator(mode="after")
     def _truncate_shortens(self) -> TeacherBase:
@@ -67,8 +68,8 @@ class SentenceTransformerTeacher(TeacherBase):
     """For models that carry several dense layers, as Stella's do: the one in the folder `2_Dense_<head>`."""
     max_length: int | None = Field(default=None, gt=0)
     """Tokens a text is cut to; the model's own limit when left out."""
-    dtype: Dtype = "float32"
-    """Precision it computes in; its vectors leave in float32."""
+    dtype: Precision = "auto"
+    """Precision it computes in, `auto`: the one its device is fast in; its vectors leave in float32."""
     batch_size: int = Field(default=32, gt=0)
     """Rows in one forward pass. A shard's rows are sorted by length first."""
     trust_remote_code: bool = False
@@ -111,7 +112,7 @@ class SentenceTransformerTeacher(TeacherBase):
             self.model,
             self.revision,
             device=device,
-            dtype=self.dtype,
+            dtype=precise(self.dtype, device),
             max_length=self.max_length,
             batch_size=self.batch_size,
             prompts=self.prompt_texts,
@@ -121,6 +122,7 @@ class SentenceTransformerTeacher(TeacherBase):
 
     def pinned(self) -> dict[str, Any]:
         """What decides this teacher's vectors, weights included; reads the weights' bytes or asks the hub."""
+        assert self.dtype != "auto", "vectors in a precision that is still to be decided have no identity"
         behaviour = self.model_dump(mode="json", exclude={"name", "weight", "pool", "batch_size", "revision", "dim"})
         return {**behaviour, "weights": weights_identity(self.model, self.revision)}
 

@@ -67,6 +67,7 @@ def learning_rate_share(step: int, total_steps: int, stage: Stage) -> float:
 
 def engine_config(stage: Stage, device: torch.device) -> dict[str, Any]:
     """DeepSpeed's configuration for a stage."""
+    assert stage.precision != "auto", "which precision a stage trains in is decided before it begins"
     in_bf16 = stage.precision == "bf16"
     # From ZeRO 1 on DeepSpeed keeps fp32 weights and gradients beside bf16 ones; the arithmetic of 0 and 1 is the same.
     zero = max(stage.zero, 1) if in_bf16 else stage.zero
