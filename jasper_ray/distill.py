@@ -108,9 +108,11 @@ class Distillation:
     ) -> None:
         self.recipe = recipe
         self.run = run
-        self.manifest: Manifest = prepare_corpus(recipe.corpus, run.corpus, recipe.seed)
+        with telling("preparing the corpus"):
+            self.manifest: Manifest = prepare_corpus(recipe.corpus, run.corpus, recipe.seed)
         check_batches(recipe, "texts", self.manifest.train)
-        self.sight: Sight | None = open_sight(recipe, run)
+        with telling("preparing the images"):
+            self.sight: Sight | None = open_sight(recipe, run)
         if self.sight:
             check_batches(recipe, "images", self.sight.manifest.train)
         run.keep(recipe, teachers)
@@ -174,7 +176,8 @@ class Distillation:
         if not folder.is_done:
             began = time.monotonic()
             plain = folder.path / "random_heads"
-            write_start(self.recipe, plain)
+            with telling("writing the student to start with"):
+                write_start(self.recipe, plain)
             heads = self.recipe.heads_start
             if isinstance(heads, RidgeHeads):
                 shards = first_rows(self.manifest.train, heads.rows)
@@ -192,7 +195,8 @@ class Distillation:
         if stage.data == "texts" or self.sight is None:
             return before
         place = self.run.stage(number, stage.name, self.prints[number]).path / "start"
-        start = self.sight.student(before, place, self.remote)
+        with telling("giving the student its vision"):
+            start = self.sight.student(before, place, self.remote)
         if start != before:
             self.score(f"{number}-{stage.name} start", start)
         return start
@@ -288,7 +292,8 @@ class Distillation:
         return folder / "ridge"
 
     def fit(self, start: Path, dataset: Dataset, regularisation: float, destination: Path) -> None:
-        self.remote(fit_heads, start, dataset, self.recipe.teachers, regularisation, destination, self.threads)
+        with telling("fitting the heads"):
+            self.remote(fit_heads, start, dataset, self.recipe.teachers, regularisation, destination, self.threads)
 
     def remote(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Call a function on the cluster, with what one training worker reserves."""

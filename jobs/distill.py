@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from jasper_ray import command
+from jasper_ray.waiting import telling
 
 RECIPES = Path(__file__).resolve().parent / "recipes"
 
@@ -28,18 +29,19 @@ def arguments() -> argparse.Namespace:
 
 def main() -> None:
     options = arguments()
-    from jasper_ray.evaluation import load_sets  # torch, Ray and the models' libraries take seconds: not for --help
-    from jasper_ray.recipe import load_recipe, with_sets
+    with telling("loading torch"):  # imports take seconds: none of them for --help, Ray's not for a wrong recipe
+        from jasper_ray.dry_run import describe
+        from jasper_ray.evaluation import load_sets
+        from jasper_ray.recipe import load_recipe, with_sets
 
     recipe = load_recipe(options.recipe)
     if options.sets:
         recipe = with_sets(recipe, load_sets(options.sets))
     if options.dry_run:
-        from jasper_ray.dry_run import describe
-
         print(describe(recipe))
         return
-    from jasper_ray.distill import distill
+    with telling("loading Ray"):
+        from jasper_ray.distill import distill
 
     finished = distill(recipe, options.run or Path("runs") / recipe.name)
     print(f"{finished.table}\n\nThe student is in {finished.student}")

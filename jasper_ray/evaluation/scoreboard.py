@@ -9,6 +9,7 @@ from pathlib import Path
 from jasper_ray.evaluation.report import render
 from jasper_ray.evaluation.scores import Record, load, save
 from jasper_ray.evaluation.set_data import SetData, contents
+from jasper_ray.waiting import telling
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +32,8 @@ class Scoreboard:
         kept = beside.with_name(f"{beside.name}-scores-{self.contents}.json")
         if not kept.is_file():
             logger.info("measuring %s", what)
-            save(measure(), kept)
+            with telling(f"measuring {what}"):
+                save(measure(), kept)
         self.records += load(kept)
         save(self.records, self.path)
 

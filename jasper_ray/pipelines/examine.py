@@ -52,8 +52,8 @@ class Examined:
     """`[2, D]` for each size that is stored as int8, unless the first call wrote them down."""
 
 
-class Precision(NamedTuple):
-    """What a model computes in, and the least cosine with float32 on a sample."""
+class Checked(NamedTuple):
+    """A precision, and the least cosine with float32 that it has on a sample."""
 
     dtype: Dtype
     agreement: float | None
@@ -74,9 +74,9 @@ def examine(settings: EmbedSettings, revision: str | None, spans: Sequence[Span]
     tokenizing = encoder.tokenizing(prompt_name)
     if tokenizing and settings.max_length:
         check_length(encoder, settings.max_length)
-    found, ranges = Precision("float32", None), {}
+    found, ranges = Checked("float32", None), {}
     if before:
-        found = Precision(before.precision, before.agreement)
+        found = Checked(before.precision, before.agreement)
     else:
         preparation = Preparation(tokenizing, True, settings.id_column, settings.carry)
         sample = Sample(settings, spans, preparation, prompt_name)
@@ -96,7 +96,7 @@ def examine(settings: EmbedSettings, revision: str | None, spans: Sequence[Span]
     return Examined(resolved, prompt_name, pickle.dumps(tokenizing), ranges)
 
 
-def check_precision(settings: EmbedSettings, revision: str | None, sample: Sample, exact: Heads) -> Precision:
+def check_precision(settings: EmbedSettings, revision: str | None, sample: Sample, exact: Heads) -> Checked:
     """The wanted precision and how far it agrees with `exact`; where that was left open and is too little, float32.
 
     Raises:
@@ -106,7 +106,7 @@ def check_precision(settings: EmbedSettings, revision: str | None, sample: Sampl
     dtype = wanted_precision(settings)
     lower = sample.vectors(open_encoder(settings, revision, dtype), list(exact), CHECK_TEXTS)
     found = agreement(exact, lower, dtype, asked=settings.precision != "auto")
-    return Precision("float32", None) if found is None else Precision(dtype, found)
+    return Checked("float32", None) if found is None else Checked(dtype, found)
 
 
 def find_ranges(
