@@ -1,26 +1,59 @@
-"""What every command shares: lines that tell how far it is, and errors of one sentence."""
+"""What every command shares: lines that tell how far it is, errors of one sentence, and the same end for every stop."""
 
 from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import NoReturn
 
 from jasper_ray.config import ConfigError
 
+STOPS = (signal.SIGINT, signal.SIGTERM)
+"""Ctrl-C, and what Kubernetes, Slurm, Docker and `ray job stop` send."""
+
 
 def run(main: Callable[[], None]) -> None:
-    """Run a command; what the user has to mend ends it with one line on stderr and exit code 2, Ctrl-C with 130."""
+    """Run a command, and end it with one line on stderr where it fails or is stopped.
+
+    Exit codes: 2 for an error that the user has to fix, 130 for Ctrl-C, 143 for SIGTERM.
+    """
     show_progress()
+    received: list[int] = []
+
+    def stop_like_ctrl_c(number: int, frame: FrameType | None) -> NoReturn:
+        received.append(number)
+        raise KeyboardInterrupt  # the one exception that also interrupts Ray's waiting
+
+    signal.signal(signal.SIGTERM, stop_like_ctrl_c)
     try:
         main()
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        sys.exit(130)
+        for number in STOPS:
+            signal.signal(number, signal.SIG_IGN)
+        name, code = ("SIGTERM", 143) if received else ("Ctrl-C", 130)
+        print(f"stopped by {name}; run the same command again to continue", file=sys.stderr)
+        sys.exit(code)
+
+
+@contextmanager
+def signals_kept(*, ignored_meanwhile: bool = False) -> Iterator[None]:
+    """Restore the handlers of Ctrl-C and SIGTERM after calls that replace them, as Ray's start and end do."""
+    before = {number: signal.getsignal(number) for number in STOPS}
+    try:
+        for number in STOPS if ignored_meanwhile else ():
+            signal.signal(number, signal.SIG_IGN)
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def show_progress() -> None:
@@ -44,11 +77,23 @@ def least_and_most(option: str, written: str) -> tuple[int, int]:
 
 def cannot_join(address: str, error: Exception) -> ConfigError:
     """What is told where the Ray that RAY_ADDRESS names does not let us in; Ray's errors are of many classes."""
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     return ConfigError(
-        f"cannot join the Ray at {address} ({reason}); start it, or mend or unset RAY_ADDRESS; "
+        f"cannot join the Ray at {address} ({first_line(error)}); start it, or mend or unset RAY_ADDRESS; "
         "where it wants a token, set RAY_AUTH_MODE=token"
     )
+
+
+def cannot_start(error: Exception) -> ConfigError:
+    """What is told where a local Ray does not come up."""
+    return ConfigError(
+        f"a local Ray did not start ({first_line(error)}); its logs are in /tmp/ray/session_latest/logs; "
+        "where the machine is busy, run the same command again later"
+    )
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's text, or its class where it has none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def duration(seconds: float) -> str:

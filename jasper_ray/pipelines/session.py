@@ -11,8 +11,10 @@ from contextlib import contextmanager
 import ray
 from ray.data import DataContext
 
-from jasper_ray.command import cannot_join
+from jasper_ray.command import cannot_join, cannot_start
 from jasper_ray.config import ConfigError, for_the_user
+from jasper_ray.ray_runtime import hand_over_by_value, start_local_ray, start_ray, stop_ray
+from jasper_ray.waiting import telling
 
 logger = logging.getLogger(__name__)
 
@@ -28,22 +30,12 @@ def ray_session(cpus: float, gpus: float) -> Iterator[None]:
     Raises:
         ConfigError: there is no Ray at RAY_ADDRESS, or too small a one, which would be waited for in vain.
     """
-    address = os.environ.get("RAY_ADDRESS")
     logging.getLogger("ray").setLevel(logging.ERROR)  # its hints are for its own developers; errors stay
     joined_before = ray.is_initialized()
     if joined_before:
         logger.info("staying in the Ray that this program has joined")
-    elif address:
-        logger.info("joining Ray at %s", address)
-        try:
-            ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
-        except Exception as error:
-            raise cannot_join(address, error) from error
     else:
-        logger.info("starting a local Ray")
-        local = max(os.cpu_count() or 1, round(cpus + 1))
-        # "local", since Ray would otherwise join whatever cluster happens to run on this machine
-        ray.init("local", num_cpus=local, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+        join_or_start(cpus)
     try:
         check_room(cpus, gpus)
         set_up_data(DataContext.get_current())
@@ -51,7 +43,28 @@ def ray_session(cpus: float, gpus: float) -> Iterator[None]:
             yield
     finally:
         if not joined_before:
-            ray.shutdown()
+            stop_ray()
+
+
+def join_or_start(cpus: float) -> None:
+    """Join the Ray at RAY_ADDRESS, or start one for this process alone.
+
+    Raises:
+        ConfigError: neither succeeds.
+    """
+    address = os.environ.get("RAY_ADDRESS")
+    what = f"joining Ray at {address}" if address else "starting a local Ray"
+    logger.info("%s", what)
+    try:
+        with telling(what):
+            if address:
+                start_ray(address)
+            else:
+                start_local_ray(max(os.cpu_count() or 1, round(cpus + 1)))
+    except Exception as error:
+        raise (cannot_join(address, error) if address else cannot_start(error)) from error
+    # DeepSpeed, which transformers may import to save a model, prints what it finds; this process trains nothing.
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 
 def own_device() -> str | None:
@@ -89,6 +102,7 @@ def set_up_data(context: DataContext) -> None:
     Our own lines tell how far it is; Ray Data's bars and hints would tear them apart. Errors of our functions reach
     the driver as they are: the wrapper that Ray Data puts around them loses what they said on its way.
     """
+    hand_over_by_value()
     context.raise_original_map_exception = True
     context.enable_progress_bars = False
     context.print_on_execution_start = False

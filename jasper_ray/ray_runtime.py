@@ -1,0 +1,61 @@
+"""Ray's start and end in a program of ours, and the private names of Ray that this takes.
+
+Each private name has a test that fails on the day it changes.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+from operator import attrgetter
+from typing import Any
+
+import ray
+from ray._private import ray_constants
+from ray.data._internal.execution.operators.actor_pool_map_operator import ActorPoolMapOperator
+
+from jasper_ray.command import signals_kept
+
+STARTING_AT_ONCE = 8
+"""Processes that a local Ray may start side by side. It warns of four times as many, and its own bound is the number of
+processors: a run on a laptop has more processes than that, most of which only wait."""
+
+
+def start_local_ray(cpus: int) -> None:
+    """Start a Ray for this process alone, which counts so many processors."""
+    os.environ.setdefault("RAY_worker_maximum_startup_concurrency", str(max(cpus, STARTING_AT_ONCE)))
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # a process more; nobody takes this machine away
+    # "local", since Ray would otherwise join whatever cluster happens to run on this machine
+    start_ray("local", num_cpus=cpus, include_dashboard=False)
+
+
+def start_ray(address: str, **options: Any) -> None:
+    """`ray.init`, without its lines, and with the program's own handlers of Ctrl-C and SIGTERM after it.
+
+    Ray's core would handle SIGTERM in C++ here: print a stack and die, and as soon as it shuts down die at once. The
+    setting stands in a variable of the environment too, but that would also reach the workers, whose logs need stacks.
+    """
+    ray_constants.RAY_DISABLE_FAILURE_SIGNAL_HANDLER = True
+    try:
+        with signals_kept():
+            ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **options)
+    except SystemExit:  # by Ray's handler of SIGTERM, which is in place while it starts
+        signal.raise_signal(signal.SIGTERM)
+        raise
+
+
+def stop_ray() -> None:
+    """`ray.shutdown`, which a second Ctrl-C or SIGTERM does not interrupt: processes would be left behind."""
+    with signals_kept(ignored_meanwhile=True):
+        ray.shutdown(wait_for_processes=True)
+
+
+def hand_over_by_value() -> None:
+    """Let the actors of Ray Data's pools get their constructor arguments by value, some KiB each.
+
+    Ray Data passes references to objects in the store, without which a lost actor cannot be built again; Ray's core
+    warns of that in every run.
+    """
+    ActorPoolMapOperator._data_context_ref = property(attrgetter("data_context"))
+    ActorPoolMapOperator._map_transformer_ref = property(attrgetter("_map_transformer"))
