@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from jasper_ray import waiting
 from jasper_ray.command import duration
 from jasper_ray.training.metrics import MetricsLog, StepClock, keep_steps_before
-from jasper_ray.training.progress import Progress, last_step, logger, newest_records, progress_line
+from jasper_ray.training.progress import (
+    Progress,
+    last_step,
+    logger,
+    newest_records,
+    progress_line,
+    telling_steps,
+)
 
 
 def record(step: int, **values: Any) -> dict[str, Any]:
@@ -121,24 +130,55 @@ def test_a_long_log_is_read_from_its_end(log: Path) -> None:
     assert 100 < len(found) < 5000
 
 
-def test_progress_tells_each_step_once(
+def add(log: Path, *records: dict[str, Any]) -> None:
+    with log.open("a") as file:
+        file.writelines(json.dumps(entry) + "\n" for entry in records)
+
+
+def test_each_step_is_told_once_and_the_last_ones_at_the_end(
     log: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(logger, "disabled", False)  # import-linter, called by another test, silences all there are
     with caplog.at_level(logging.INFO, logger="jasper_ray"):
-        with Progress(log, "fc1", "texts", 10) as progress:
-            progress.show()
-            with log.open("a") as file:
-                file.write(json.dumps(record(6)) + "\n" + json.dumps(record(7)) + "\n")
-        progress.show()
+        with telling_steps(log, "fc1", "texts", 10):
+            add(log, record(6), record(7))
+        with telling_steps(log, "fc1", "texts", 10):
+            pass
     assert [entry.getMessage() for entry in caplog.records] == [
         "fc1  step 8/10  loss 2  100 texts/s  25% waiting  1 s left"
     ]
 
 
-def test_progress_goes_on_where_workers_went_back_to_a_checkpoint(log: Path, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.INFO, logger="jasper_ray"), Progress(log, "fc1", "texts", 10) as progress:
-        log.write_text(json.dumps(record(2)) + "\n")
-        progress.show()
-        log.write_text(json.dumps(record(2)) + "\n" + json.dumps(record(3)) + "\n")
-    assert [entry.getMessage().split()[2] for entry in caplog.records] == ["3/10", "4/10"]
+def test_progress_goes_on_where_workers_went_back_to_a_checkpoint(log: Path) -> None:
+    progress = Progress(log, "fc1", "texts", 10)
+    log.write_text(json.dumps(record(2)) + "\n")
+    assert "3/10" in progress.line()
+    add(log, record(3))
+    assert "4/10" in progress.line()
+
+
+def test_a_stage_says_what_it_is_at_while_no_step_ends(log: Path) -> None:
+    progress = Progress(log, "fc1", "texts", 10)
+    assert progress.line() == "fc1  waiting for the first batch, 0 s"
+    add(log, record(6))
+    progress.line()
+    assert progress.line() == "fc1  working on step 8/10, 0 s"
+    add(log, *map(record, (7, 8, 9)))
+    progress.line()
+    assert progress.line() == "fc1  writing the student, 0 s"
+
+
+def test_only_what_takes_long_is_told(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(waiting, "EVERY_S", 0.05)
+    monkeypatch.setattr(waiting.logger, "disabled", False)
+    shards: list[int] = []
+    with caplog.at_level(logging.INFO, logger="jasper_ray"):
+        with waiting.telling("reading"):
+            pass
+        with waiting.telling("labelling", lambda: f"{len(shards)}/2 shards" if shards else None):
+            time.sleep(0.12)
+            shards.append(1)
+            time.sleep(0.12)
+    told = [entry.getMessage() for entry in caplog.records]
+    assert told[0] == "labelling, 0 s"
+    assert told[-1] == "labelling: 1/2 shards, 0 s"

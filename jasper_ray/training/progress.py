@@ -4,22 +4,32 @@ from __future__ import annotations
 
 import json
 import logging
-import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from jasper_ray.command import duration
+from jasper_ray.waiting import saying
 
 logger = logging.getLogger(__name__)
 
-EVERY_S = 5.0
-"""Seconds between two lines."""
+
+@contextmanager
+def telling_steps(metrics: Path, name: str, unit: str, total_steps: int) -> Iterator[None]:
+    """While it is entered, log how far a stage is, every few seconds, and once more at the end."""
+    progress = Progress(metrics, name, unit, total_steps)
+    try:
+        with saying(progress.line):
+            yield
+    finally:
+        if last := progress.fresh_line():
+            logger.info("%s", last)
 
 
 class Progress:
-    """While it is entered, logs how far a stage is, every few seconds, and once more at the end."""
+    """How far a stage is, as its metrics tell."""
 
     def __init__(self, metrics: Path, name: str, unit: str, total_steps: int) -> None:
         self.metrics = metrics
@@ -27,31 +37,33 @@ class Progress:
         self.unit = unit
         self.total_steps = total_steps
         self.shown = last_step(metrics)
-        self.finished = threading.Event()
-        self.thread = threading.Thread(target=self.follow, name="progress", daemon=True)
+        self.began = time.monotonic()
+        self.first = True
 
-    def __enter__(self) -> Progress:
-        self.thread.start()
-        return self
+    def line(self) -> str:
+        """The steps since the last line, or what the stage is at while there are none."""
+        return self.fresh_line() or f"{self.name}  {self.waiting_for()}, {duration(time.monotonic() - self.began)}"
 
-    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
-        self.finished.set()
-        self.thread.join()
-        self.show()
-
-    def follow(self) -> None:
-        while not self.finished.wait(EVERY_S):
-            self.show()
-
-    def show(self) -> None:
-        """Log the steps since the last line, if there are any."""
+    def fresh_line(self) -> str | None:
+        """The steps since the last line, if there are any."""
         records = newest_records(self.metrics)
         if records and records[-1]["step"] < self.shown:  # workers went back to a checkpoint
             self.shown = records[-1]["step"] - 1
         fresh = [record for record in records if record["step"] > self.shown]
-        if fresh:
-            self.shown = fresh[-1]["step"]
-            logger.info("%s", progress_line(self.name, self.unit, fresh, self.total_steps))
+        if not fresh:
+            return None
+        self.shown = fresh[-1]["step"]
+        self.began = time.monotonic()
+        self.first = False
+        return progress_line(self.name, self.unit, fresh, self.total_steps)
+
+    def waiting_for(self) -> str:
+        """What happens while no step ends."""
+        if self.first:
+            return "waiting for the first batch"
+        if self.shown + 1 < self.total_steps:
+            return f"working on step {self.shown + 2}/{self.total_steps}"
+        return "writing the student"
 
 
 def last_step(metrics: Path) -> int:

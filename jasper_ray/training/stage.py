@@ -10,6 +10,7 @@ from typing import Any
 
 import ray
 import ray.train
+from ray.actor import ActorHandle
 from ray.data import Dataset, ExecutionOptions
 from ray.train import DataConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
@@ -17,7 +18,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from jasper_ray.config import ConfigError, for_the_user
 from jasper_ray.training.ahead import ahead
 from jasper_ray.training.job import StageJob, latest_step
-from jasper_ray.training.progress import Progress
+from jasper_ray.training.progress import telling_steps
 from jasper_ray.whole import write_text
 
 OpenStream = Callable[[int], Dataset]
@@ -35,7 +36,7 @@ def run_stage(job: StageJob, open_stream: OpenStream) -> None:
     reason.unlink(missing_ok=True)
     state = Path(tempfile.mkdtemp(prefix="jasper_ray-"))  # Ray Train's own notes; ours lie in the stage folder
     try:
-        with Progress(job.folder.metrics, job.stage.name, job.stage.data, job.total_steps):
+        with telling_steps(job.folder.metrics, job.stage.name, job.stage.data, job.total_steps):
             trainer(job, open_stream, state).fit()
     except Exception as error:
         if reason.is_file():
@@ -47,12 +48,12 @@ def run_stage(job: StageJob, open_stream: OpenStream) -> None:
         raise ConfigError(reason.read_text(encoding="utf-8"))
 
 
-def trainer(job: StageJob, open_stream: OpenStream, state: Path) -> TorchTrainer:
+def trainer(job: StageJob, open_stream: OpenStream, state: Path) -> Trainer:
     """Ray Train's trainer for a stage."""
     stage = job.stage
-    on_gpu = stage.gpus_per_worker > 0
-    resources = {"CPU": stage.cpus_per_worker} | ({"GPU": stage.gpus_per_worker} if on_gpu else {})
-    return TorchTrainer(
+    on_gpu = stage.gpus > 0
+    resources = {"CPU": stage.cpus_per_worker} | ({"GPU": stage.gpus} if on_gpu else {})
+    return Trainer(
         work,
         train_loop_config={"job": job},
         torch_config=TorchConfig(backend="nccl" if on_gpu else "gloo"),
@@ -66,6 +67,24 @@ def trainer(job: StageJob, open_stream: OpenStream, state: Path) -> TorchTrainer
         datasets={"train": Stream(job, open_stream)},
         dataset_config=DataConfig(execution_options=ExecutionOptions(preserve_order=True), enable_shard_locality=False),
     )
+
+
+class Trainer(TorchTrainer):
+    """Ray Train's trainer, without its handler of Ctrl-C, which ends the program with exit code 0."""
+
+    controller: ActorHandle | None = None
+
+    def _register_sigint_handler(self, controller: ActorHandle) -> None:
+        self.controller = controller
+
+    def fit(self) -> Any:
+        """Train; when it is interrupted, its workers end too."""
+        try:
+            return super().fit()
+        except BaseException:
+            if self.controller is not None:
+                ray.kill(self.controller)
+            raise
 
 
 class Stream:
@@ -84,8 +103,7 @@ class Stream:
 
 def worker_environment(on_gpu: bool) -> dict[str, str]:
     """What a worker must find in its environment before it imports anything."""
-    environment = {"TOKENIZERS_PARALLELISM": "false"}
-    return environment if on_gpu else {**environment, "DS_ACCELERATOR": "cpu"}
+    return {"TOKENIZERS_PARALLELISM": "false", "DS_ACCELERATOR": "cuda" if on_gpu else "cpu"}
 
 
 def work(config: dict[str, Any]) -> None:
