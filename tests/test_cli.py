@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 import pytest
 import ray
 import yaml
+from commands import Commands
 from small_run import recipe_values, stage
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -38,18 +38,15 @@ def process(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=folder, text=True, capture_output=True, env=environment, timeout=120)
 
 
-def refusal(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, folder: Path, values: dict[str, Any], run: str
-) -> str:
-    """What the command says before it gives up; in this process, which has the libraries loaded already."""
-    monkeypatch.chdir(folder)
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setattr(sys, "argv", [str(COMMAND), written(folder, values), "--run", run])
-    with pytest.raises(SystemExit) as stopped:
-        runpy.run_path(str(COMMAND), run_name="__main__")
-    said = capsys.readouterr()
-    assert stopped.value.code == 2
-    assert said.out == ""
+@pytest.fixture
+def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Commands:
+    return Commands(tmp_path, monkeypatch, capsys)
+
+
+def refusal(commands: Commands, *words: str) -> str:
+    """What the command says before it gives up."""
+    said = commands.run("distill.py", *words)
+    assert (said.code, said.out) == (2, "")
     return said.err
 
 
@@ -61,28 +58,33 @@ def test_help_comes_at_once_and_names_the_recipes(tmp_path: Path) -> None:
     assert "jasper-2b, minilm-mpnet, quickstart" in " ".join(answer.stdout.split())
 
 
-def test_an_unknown_recipe_is_one_line(tmp_path: Path) -> None:
-    answer = process(tmp_path, "quickstrat")
-    assert answer.returncode == 2
-    assert answer.stdout == ""
-    assert re.fullmatch(r"error: there is no shipped recipe 'quickstrat'; .*quickstart.*\n", answer.stderr)
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_a_pattern_that_matches_nothing_is_one_line_before_ray_starts(values: dict[str, Any], tmp_path: Path) -> None:
     values["stages"][0]["train"] = ["head.*"]
     answer = process(tmp_path, written(tmp_path, values), "--run", "run")
-    assert answer.returncode == 2
-    assert re.fullmatch(r"error: stages\.0\.train: the pattern 'head\.\*' matches no parameter .*\n", answer.stderr)
+    assert (answer.returncode, answer.stdout) == (2, "")
+    *waits, told = answer.stderr.splitlines()
+    assert re.fullmatch(r"error: stages\.0\.train: the pattern 'head\.\*' matches no parameter .*", told)
+    assert all(re.fullmatch(r".*  loading torch, \d+ s", line) for line in waits), "there are some on a slow machine"
     assert not (tmp_path / "run").exists()
 
 
-def test_a_dry_run_of_the_largest_recipe_needs_no_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+# ---- In this process, which has the libraries loaded already ----
+
+
+def test_an_unknown_recipe_is_one_line(commands: Commands, tmp_path: Path) -> None:
+    said = refusal(commands, "quickstrat")
+    assert re.fullmatch(r"error: there is no shipped recipe 'quickstrat'; .*quickstart.*\n", said)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dry_run_of_the_largest_recipe_needs_no_weights(
+    commands: Commands, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("JASPER_RAY_CACHE", str(tmp_path / "cache"))
-    answer = process(tmp_path, "jasper-2b", "--dry-run")
-    assert answer.returncode == 0, answer.stderr
-    assert re.search(r"^fc1 +18\.89M +1\.\d+B .* 8 x 4 CPU \+ 1 GPU +1024 texts, ZeRO-2, bf16$", answer.stdout, re.M)
-    assert re.search(r"^least the cluster must have: 42\.5 CPUs and 13 GPUs$", answer.stdout, re.M)
+    said = commands.run("distill.py", "jasper-2b", "--dry-run")
+    assert said.code == 0, said.err
+    assert re.search(r"^fc1 +18\.89M +1\.\d+B .* 8 x 4 CPU \+ 1 GPU +1024 texts, ZeRO-2, bf16$", said.out, re.M)
+    assert re.search(r"^least the cluster must have: 42\.5 CPUs and 13 GPUs$", said.out, re.M)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -140,25 +142,21 @@ WRONG = {
 
 @pytest.mark.parametrize("spoil", WRONG, ids=lambda spoil: spoil.__name__)
 def test_what_is_wrong_is_one_line_and_nothing_is_begun(
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-    values: dict[str, Any],
-    tmp_path: Path,
-    spoil: Any,
+    commands: Commands, monkeypatch: pytest.MonkeyPatch, values: dict[str, Any], tmp_path: Path, spoil: Any
 ) -> None:
     spoil(values, tmp_path)
     if spoil is damaged_asset:
         monkeypatch.setenv("JASPER_RAY_CACHE", str(tmp_path / "cache"))
-    said = refusal(capsys, monkeypatch, tmp_path, values, "run")
+    said = refusal(commands, written(tmp_path, values), "--run", "run")
     assert re.fullmatch(rf"error: {WRONG[spoil]}.*\n", said), said
     assert not (tmp_path / "run").exists()
     assert not ray.is_initialized()
 
 
 def test_a_run_folder_that_cannot_be_made_is_one_line(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, values: dict[str, Any], tmp_path: Path
+    commands: Commands, values: dict[str, Any], tmp_path: Path
 ) -> None:
-    said = refusal(capsys, monkeypatch, tmp_path, values, "/dev/null/x")
+    said = refusal(commands, written(tmp_path, values), "--run", "/dev/null/x")
     assert (
         said == "error: the run folder '/dev/null/x' cannot be written (Not a directory); choose another with --run\n"
     )

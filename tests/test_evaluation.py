@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from commands import Commands
 from sklearn.datasets import load_digits
 from sklearn.metrics import ndcg_score
 
@@ -456,24 +457,20 @@ def test_a_file_without_scores_is_refused(tmp_path: Path) -> None:
 # The command
 
 
-def command(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    script = [sys.executable, str(ROOT / "jobs" / "evaluate.py"), *arguments]
-    return subprocess.run(script, cwd=folder, env=environment, capture_output=True, text=True, check=False)
-
-
 def test_the_command_explains_itself() -> None:
-    found = command(ROOT, "--help")
-    assert found.returncode == 0
+    script = [sys.executable, str(ROOT / "jobs" / "evaluate.py"), "--help"]
+    found = subprocess.run(script, capture_output=True, text=True, check=True)
     for option in ("--model", "--sets", "--dim", "--json", "--device", "--dtype", "type: retrieval"):
         assert option in found.stdout
 
 
-def test_the_command_leaves_with_one_sentence(tmp_path: Path) -> None:
-    found = command(tmp_path, "--model", "anything")
-    assert found.returncode == 2
-    assert found.stderr.splitlines()[-1].startswith("error: there is nothing to measure with: give --sets FILE")
-    assert "Traceback" not in found.stderr
+def test_the_command_leaves_with_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = Commands(tmp_path, monkeypatch, capsys).run("evaluate.py", "--model", "anything")
+    assert (said.code, said.out) == (2, "")
+    assert said.err.startswith("error: there is nothing to measure with: give --sets FILE")
+    assert said.err.count("\n") == 1
 
 
 # The standard sets, where they are at hand

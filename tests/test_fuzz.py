@@ -67,6 +67,11 @@ def on_ray(student: Path, ranges: Path) -> Iterator[str]:
         yield f"http://127.0.0.1:{port}"
 
 
+@pytest.fixture(scope="module")
+def schema(address: str) -> Any:
+    return schemathesis.openapi.from_url(f"{address}/openapi.json")
+
+
 @pytest.fixture(autouse=True)
 def health(address: str) -> Iterator[None]:
     """After whatever is sent here the server is well."""
@@ -97,8 +102,8 @@ OPERATIONS = [
 
 @pytest.mark.parametrize("mode", list(GenerationMode), ids=lambda mode: mode.value)
 @pytest.mark.parametrize(("method", "path"), OPERATIONS, ids=lambda part: part)
-def test_answers_are_those_of_the_schema(address: str, method: str, path: str, mode: GenerationMode) -> None:
-    operation = schemathesis.openapi.from_url(f"{address}/openapi.json")[path][method]
+def test_answers_are_those_of_the_schema(schema: Any, method: str, path: str, mode: GenerationMode) -> None:
+    operation = schema[path][method]
     if mode.is_negative and method == "GET":
         pytest.skip("it takes nothing that could be wrong")
     checks: list[Any] = [not_a_server_error, *CHECKS.get_by_names(NAMES)]

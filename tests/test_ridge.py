@@ -22,7 +22,7 @@ from jasper_ray.models.student import StudentSettings, build_student
 
 BASE = "pypi:all-MiniLM-L6-v2"
 HEADS = (448, 64, 8)
-ROWS = 600
+ROWS = 450
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from serving import served
 from small_student import small_student
 
 from jasper_ray import load_student
-from jasper_ray.benchmarks import serve_device
+from jasper_ray.benchmarks import serve, serve_device
 from jasper_ray.benchmarks.device_work import Work
 from jasper_ray.benchmarks.infinity import infinity_program
 from jasper_ray.benchmarks.load import LOST, Address, Reply, Tally, closed_loop, open_loop, post, read_answer
@@ -101,7 +101,8 @@ def test_what_is_no_whole_answer_is_an_error(data: bytes) -> None:
         asyncio.run(read())
 
 
-def test_clients_ask_again_and_again_and_are_all_answered(student: Path) -> None:
+def test_clients_ask_again_and_again_and_are_all_answered(student: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serve, "WARM_S", 0.2)
     with served(student) as (address, _):
         ask = running(address)
         exact_ND = load_student(student).encode(LINES)

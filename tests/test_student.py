@@ -44,9 +44,10 @@ class NoJasper:
             raise ImportError(name)
 sys.meta_path.insert(0, NoJasper())
 from sentence_transformers import SentenceTransformer
-folder, texts, prompt = json.load(sys.stdin)
-model = SentenceTransformer(folder, device="cpu")
-print(json.dumps(model.encode(texts, prompt_name=prompt, normalize_embeddings=True).tolist()))
+texts, cases = json.load(sys.stdin)
+for folder, prompt in cases:
+    model = SentenceTransformer(folder, device="cpu")
+    print(json.dumps(model.encode(texts, prompt_name=prompt, normalize_embeddings=True).tolist()))
 """
 
 
@@ -55,28 +56,34 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return small_student(tmp_path_factory.mktemp("student") / "student")
 
 
-def elsewhere(folder: Path, prompt: str | None = None) -> np.ndarray:
-    """The texts encoded by sentence-transformers alone, where this package cannot be imported."""
-    answer = subprocess.run(
-        [sys.executable, "-c", ELSEWHERE],
-        input=json.dumps([str(folder), TEXTS, prompt]),
-        text=True,
-        capture_output=True,
-        cwd="/",
-        check=True,
-    )
-    return np.array(json.loads(answer.stdout.splitlines()[-1]))
+HEADS: dict[int, str | None] = {32: None, 96: "s2p_query"}
+"""Heads that `modules.json` names in turn, each tried with a prompt."""
 
 
-@pytest.mark.parametrize(("dim", "prompt"), [(32, None), (96, "s2p_query")])
+def naming(folder: Path, copy: Path, dim: int) -> str:
+    """A copy of the folder whose `modules.json` names this head."""
+    shutil.copytree(folder, copy)
+    modules = (copy / "modules.json").read_text()
+    (copy / "modules.json").write_text(modules.replace("2_Dense_32", f"2_Dense_{dim}"))
+    return str(copy)
+
+
+@pytest.fixture(scope="module")
+def elsewhere(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, np.ndarray]:
+    """The texts encoded by sentence-transformers alone, where this package cannot be imported, by head."""
+    copies = tmp_path_factory.mktemp("edited")
+    cases = [(naming(folder, copies / str(dim), dim), prompt) for dim, prompt in HEADS.items()]
+    command, given = [sys.executable, "-c", ELSEWHERE], json.dumps([TEXTS, cases])
+    answer = subprocess.run(command, input=given, text=True, capture_output=True, cwd="/", check=True)
+    lines = answer.stdout.splitlines()[-len(cases) :]
+    return {dim: np.array(json.loads(line)) for dim, line in zip(HEADS, lines, strict=True)}
+
+
+@pytest.mark.parametrize(("dim", "prompt"), HEADS.items())
 def test_plain_sentence_transformers_gives_the_head_that_modules_json_names(
-    folder: Path, tmp_path: Path, dim: int, prompt: str | None
+    folder: Path, elsewhere: dict[int, np.ndarray], dim: int, prompt: str | None
 ) -> None:
-    edited = shutil.copytree(folder, tmp_path / "edited")
-    modules = (edited / "modules.json").read_text()
-    (edited / "modules.json").write_text(modules.replace("2_Dense_32", f"2_Dense_{dim}"))
-    theirs = elsewhere(edited, prompt)
-    np.testing.assert_allclose(load_student(folder).encode(TEXTS, prompt, dim=dim), theirs, atol=1e-5)
+    np.testing.assert_allclose(load_student(folder).encode(TEXTS, prompt, dim=dim), elsewhere[dim], atol=1e-5)
 
 
 def test_as_a_teacher_it_gives_the_head_that_is_asked_for(folder: Path) -> None:

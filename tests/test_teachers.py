@@ -67,7 +67,7 @@ def test_bad_vectors_are_stopped_at_the_door(vectors_BD: np.ndarray, message: st
 
 
 def teacher(model: Path | str = "pypi:all-MiniLM-L6-v2", **settings: Any) -> SentenceTransformerTeacher:
-    return SentenceTransformerTeacher.model_validate({"model": str(model), **settings})
+    return SentenceTransformerTeacher.model_validate({"model": str(model), "dtype": "float32", **settings})
 
 
 def identity(one: SentenceTransformerTeacher) -> str:

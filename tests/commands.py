@@ -1,0 +1,44 @@
+"""The commands of `jobs/` in the process of the tests, which has loaded already what takes a new one seconds."""
+
+from __future__ import annotations
+
+import runpy
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from jasper_ray.command import signals_kept
+
+JOBS = Path(__file__).resolve().parent.parent / "jobs"
+
+
+@dataclass(frozen=True)
+class Ended:
+    """The exit code of a command, and all that it said."""
+
+    code: object
+    out: str
+    err: str
+
+
+class Commands:
+    """Runs commands in a folder from which no model can be fetched."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+        self.monkeypatch, self.capsys = monkeypatch, capsys
+        monkeypatch.chdir(folder)
+        monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+    def run(self, name: str, *words: str) -> Ended:
+        """Run a command to its end, with which the handlers of signals end that it set."""
+        code: object = 0
+        self.monkeypatch.setattr(sys, "argv", [str(JOBS / name), *words])
+        with signals_kept():
+            try:
+                runpy.run_path(str(JOBS / name), run_name="__main__")
+            except SystemExit as stopped:
+                code = stopped.code
+        said = self.capsys.readouterr()
+        return Ended(code, said.out, said.err)
