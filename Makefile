@@ -9,7 +9,7 @@ TORCH  := $(shell sed -n 's/^torch==//p' constraints.txt)
 ARGS   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup distill test lint format constraints clean
+.PHONY: help setup distill check quick test lint format constraints clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -19,7 +19,13 @@ setup: $(STAMP) ## make the virtual environment .venv with everything in it
 distill: $(STAMP) ## run the quickstart recipe; make distill ARGS="RECIPE --run DIR" runs another
 	$(BIN)/python jobs/distill.py $(ARGS)
 
-test: $(STAMP) ## run the tests; make test ARGS="-k losses" runs some
+check: $(STAMP) ## lint, and run the tests that need no Ray: what takes two or three minutes
+	@$(MAKE) --no-print-directory --jobs=2 lint quick
+
+quick: $(STAMP)
+	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+
+test: $(STAMP) ## run all tests; make test ARGS="-k losses" runs some
 	$(BIN)/python -m pytest $(ARGS)
 
 lint: $(STAMP) ## check formatting, style, types and import floors; changes nothing
