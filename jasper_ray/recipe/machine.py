@@ -84,17 +84,15 @@ def decide(part: Part, kept: Mapping[str, Dtype], measure: Measure) -> Decision:
     if part.precision in ("float32", "float16"):
         return Decision(part, part.precision, "")
     here = measure(part.on_gpu, part.learns)
-    compared = f"bfloat16 is {here.speed:.1f} times as fast here"
-    if here.speed < 1:
-        compared = f"bfloat16 takes {1 / here.speed:.1f} times as long here"
+    slow = here.speed < 1
+    times = f"takes {1 / here.speed:.1f} times as long" if slow else f"is {here.speed:.1f} times as fast"
     if part.precision != "auto":
-        slow = here.speed < 1
-        said = f"{part.precision}, since the recipe insists, though {compared}; auto would take float32"
-        return Decision(part, part.precision, said if slow else "", slow)
+        insists = f"the recipe insists on bfloat16, which {times} as float32 here; auto would take float32"
+        return Decision(part, part.precision, insists if slow else "", slow)
     began = kept.get(part.name, here.fast)
     if began != here.fast:
         return Decision(part, began, f"{began}, in which this run began; auto would take {here.fast} here")
-    return Decision(part, began, f"{began}; {compared}")
+    return Decision(part, began, f"{began}; bfloat16 {times} here")
 
 
 def in_words(decisions: Sequence[Decision]) -> list[str]:
