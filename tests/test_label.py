@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,47 +9,36 @@ import numpy as np
 import pytest
 import ray
 from ray.data import DataContext, ExecutionOptions
-from small_run import recipe_values
+from small_run import SmallRun
 
 from jasper_ray.config import ConfigError
-from jasper_ray.data import Manifest, read_shard
+from jasper_ray.data import read_shard
 from jasper_ray.data.order import plan_visits, row_order
 from jasper_ray.encoders import HashEncoder
-from jasper_ray.pipelines.corpus import prepare_corpus
-from jasper_ray.pipelines.label import Labeller, collect
+from jasper_ray.pipelines.label import Labeller
 from jasper_ray.pipelines.session import own_device, plain_errors, ray_session
 from jasper_ray.pipelines.targets import TargetCache
-from jasper_ray.recipe import parse_recipe
 from jasper_ray.teachers import SentenceTransformerTeacher
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    with ray_session(cpus=3, gpus=0):
-        yield tmp_path_factory.mktemp("label")
-
-
-@pytest.fixture(scope="module")
-def manifest(folder: Path) -> Manifest:
-    recipe = parse_recipe(recipe_values(folder), "test")
-    return prepare_corpus(recipe.corpus, folder / "corpus", recipe.seed)
+on_ray = pytest.mark.usefixtures("shared_ray")
 
 
 @pytest.fixture
-def labeller(folder: Path, tmp_path: Path) -> Labeller:
-    teachers = parse_recipe(recipe_values(folder), "test").teachers
-    return Labeller(teachers, tuple(TargetCache(tmp_path / teacher.name) for teacher in teachers), folder / "corpus")
+def labeller(small: SmallRun, tmp_path: Path) -> Labeller:
+    """Two teachers whose caches are empty."""
+    teachers = small.recipe.teachers
+    return Labeller(teachers, tuple(TargetCache(tmp_path / teacher.name) for teacher in teachers), small.corpus)
 
 
-def test_what_reserves_no_gpu_stays_off_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@on_ray
+def test_what_reserves_no_gpu_stays_off_it(monkeypatch: pytest.MonkeyPatch) -> None:
     assert ray.get(ray.remote(own_device).remote()) == "cpu"
     monkeypatch.setattr(ray, "get_gpu_ids", lambda: [0])
     assert own_device() is None
 
 
-def test_a_ray_that_is_not_there_is_told_in_a_sentence(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_ray_that_is_not_there_is_told_in_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "init", broken)
@@ -63,11 +51,12 @@ def broken(*_: object, **__: object) -> None:
     raise ConnectionError("nobody there\nand three paragraphs of advice")
 
 
-def test_a_stream_is_the_plan_row_by_row_labelled_or_read(labeller: Labeller, manifest: Manifest) -> None:
-    visits = list(plan_visits(manifest.train, seed=5, batch_size=16, first_step=3, last_step=50))
+@on_ray
+def test_a_stream_is_the_plan_row_by_row_labelled_or_read(small: SmallRun, labeller: Labeller) -> None:
+    visits = list(plan_visits(small.shards, seed=5, batch_size=16, first_step=3, last_step=50))
     shards = {visit.file: read_shard(labeller.corpus / visit.file) for visit in visits}
     texts = [shards[visit.file]["text"][int(index)].as_py() for visit in visits for index in row_order(visit)]
-    for _ in ("labelled by the pools", "read from the cache"):
+    for labelled in (True, False):  # by the pools, then read from the cache
         dataset = labeller.stream(visits, block_rows=8)
         dataset.context.execution_options = ExecutionOptions(preserve_order=True)
         blocks = list(dataset.iter_batches(batch_size=None))
@@ -76,31 +65,35 @@ def test_a_stream_is_the_plan_row_by_row_labelled_or_read(labeller: Labeller, ma
         assert [p for block in blocks for p in block["position"]] == list(range(3 * 16, 50 * 16))
         found = np.concatenate([block["vector:b"] for block in blocks])
         np.testing.assert_allclose(found, HashEncoder(16).encode(texts), atol=1e-3)
+        assert all(any((block[f"seconds:{name}"] > 0).any() for block in blocks) == labelled for name in "ab")
 
 
+@on_ray
 def test_a_block_stays_one_shard_however_wide_it_is(
-    labeller: Labeller, manifest: Manifest, monkeypatch: pytest.MonkeyPatch
+    small: SmallRun, labeller: Labeller, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(DataContext.get_current(), "target_max_block_size", 2000)
-    blocks = list(labeller.label_shards(manifest.train).iter_batches(batch_size=None))
-    assert sorted(len(block["id"]) for block in blocks) == sorted(shard.rows for shard in manifest.train)
-    assert all(cache and cache.holds(shard.sha256) for cache in labeller.caches for shard in manifest.train)
-
-
-def test_an_added_teacher_labels_alone(labeller: Labeller, manifest: Manifest) -> None:
     alone = replace(labeller, teachers=labeller.teachers[:1], caches=labeller.caches[:1])
-    assert (collect(alone.label_shards(manifest.train), ["seconds:a"])["seconds:a"] > 0).all()
-    found = collect(labeller.label_shards(manifest.train), ["seconds:a", "seconds:b"])
-    assert (found["seconds:a"] == 0).all()
-    assert (found["seconds:b"] > 0).all()
+    blocks = list(alone.label_shards(small.shards).iter_batches(batch_size=None))
+    assert sorted(len(block["id"]) for block in blocks) == sorted(shard.rows for shard in small.shards)
+    assert all(cache and cache.holds(shard.sha256) for cache in alone.caches for shard in small.shards)
 
 
+@on_ray
+def test_an_added_teacher_labels_alone(small: SmallRun, labeller: Labeller) -> None:
+    added = replace(labeller, caches=(small.cached.caches[0], labeller.caches[1]))
+    for batch in added.label_shards(small.shards).iter_batches(batch_size=None):
+        assert (batch["seconds:a"] == 0).all()
+        assert (batch["seconds:b"] > 0).all()
+
+
+@on_ray
 def test_a_teacher_that_breaks_its_word_is_told_by_name_through_all_of_rays_wrappers(
-    labeller: Labeller, manifest: Manifest
+    small: SmallRun, labeller: Labeller
 ) -> None:
     pool = labeller.teachers[0].pool
     teachers = (SentenceTransformerTeacher(name="short", model="pypi:all-MiniLM-L6-v2", dim=100, pool=pool),)
     wrong = replace(labeller, teachers=teachers, caches=(None,))
     with pytest.raises(ConfigError) as caught, plain_errors():
-        list(wrong.label_shards(manifest.train).iter_batches(batch_size=None))
+        list(wrong.label_shards(small.shards).iter_batches(batch_size=None))
     assert str(caught.value) == "teacher 'short' returned vectors of size 384, but dim says 100; mend dim"

@@ -1,4 +1,4 @@
-"""The stage in which a student learns to see, under Ray Train and DeepSpeed: what trains, and that nothing is lost."""
+"""The stage in which a student learns to see, under DeepSpeed: what trains, and that nothing is lost, on Ray."""
 
 from __future__ import annotations
 
@@ -10,47 +10,68 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
-from small_run import LOSSES, SmallRun, changed, kill_a_worker_after, metrics, stage, weights
+from small_run import (
+    LOSSES,
+    SmallRun,
+    changed,
+    cut,
+    kill_a_worker_after,
+    labelled,
+    metrics,
+    process_as_it_was,
+    stage,
+    train_alone,
+    train_in_turn,
+    visits_of,
+    weights,
+)
 
 from jasper_ray import load_student
+from jasper_ray.data import Shard, read_pair_shard
+from jasper_ray.data.keys import pair_id
 from jasper_ray.data.order import batches_in_pass
-from jasper_ray.data.pair_shards import PairManifest
+from jasper_ray.data.pair_reading import read_pairs
+from jasper_ray.data.pair_shards import PAIR_SHARD_SCHEMA, write_pair_shard
 from jasper_ray.data.pairs import Images
 from jasper_ray.distill import stream_rows
 from jasper_ray.evaluation import evaluate, load_sets, read_sets
 from jasper_ray.models.folder import VISION
 from jasper_ray.models.vision import VisionSettings, read_preprocessing
+from jasper_ray.pipelines.decoding import Decode
 from jasper_ray.pipelines.heldout_pairs import measure_recall, read_heldout_pairs
+from jasper_ray.pipelines.label import LabelShard, whole_shards
 from jasper_ray.pipelines.pair_label import PairLabeller
-from jasper_ray.pipelines.pairs import prepare_pairs
-from jasper_ray.pipelines.session import ray_session
+from jasper_ray.pipelines.shards import Batch, ReadShard, ReadTargets
 from jasper_ray.pipelines.sight import write_sight
 from jasper_ray.pipelines.targets import TargetCache
 from jasper_ray.pipelines.tower_ridge import measure_tower_ridge
 from jasper_ray.recipe import Stage
 from jasper_ray.runs import StageFolder
-from jasper_ray.teachers import OwnTeacher
+from jasper_ray.teachers import OWN, OwnTeacher
 from jasper_ray.training.feed import ImageFeed
 from jasper_ray.training.job import StageJob
 from jasper_ray.training.stage import run_stage
-
-pytestmark = pytest.mark.slow
 
 KEY_BIAS = "k_proj.bias"
 """Adds the same to all scores of a query: its gradient is rounding, which Adam makes steps of."""
 TEXTS = ["the number three", "a sentence about something else entirely", ""]
 
 
-class SeeingRun(SmallRun):
-    """Handwritten digits, and a student that has just been given vision."""
+class SeeingRun:
+    """Handwritten digits, and the small student, which has just been given vision."""
 
-    def __init__(self, folder: Path) -> None:
-        super().__init__(folder)
-        sources = [{"path": "sklearn:digits/train", "format": "folder", "limit": 300}]
+    def __init__(self, small: SmallRun, folder: Path) -> None:
+        self.folder = folder
+        self.heads = small.recipe.student.heads
         self.images = Images.model_validate(
-            {"sources": sources, "holdout": 0.2, "shard_rows": 40, "decoders": {"cpus": 0.1}, "pool": {"cpus": 0.2}}
+            {
+                "sources": [{"path": "sklearn:digits/train", "format": "folder", "limit": 300}],
+                "decoders": {"cpus": 0.1},
+                "pool": {"cpus": 0.2},
+            }
         )
         sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
         architecture = {"model_type": "siglip_vision_model", "image_size": 16, "patch_size": 8, **sizes}
@@ -58,51 +79,92 @@ class SeeingRun(SmallRun):
             {"architecture": architecture, "preprocessing": {"size": 16}, "image_tokens": 3, "projector": "linear"}
         )
         self.pairs = folder / "pairs"
-        self.manifest: PairManifest = prepare_pairs(self.images, self.pairs, seed=5)
-        self.blind, self.start = self.start, folder / "sight"
+        *self.shards, self.heldout = write_pairs(self.images, self.pairs)
+        self.blind, self.start = small.start, folder / "sight"
         write_sight(self.blind, self.vision, 5, self.start)
+        self.cache = TargetCache(folder / "own")
+        with process_as_it_was():
+            list(labelled(whole_shards(self.shards), self.read, [self.label(self.cache)]))
 
-    def labeller(self, cache: TargetCache | None = None) -> PairLabeller:
+    @property
+    def read(self) -> ReadShard:
+        return ReadShard(self.pairs, read_pair_shard)
+
+    @property
+    def teacher(self) -> OwnTeacher:
+        return OwnTeacher(self.start, self.images.pool, "float32")
+
+    def label(self, cache: TargetCache) -> LabelShard | ReadTargets:
+        """The captions' vectors, from the cache alone where it has them all."""
+        known = all(cache.holds(shard.sha256) for shard in self.shards)
+        return ReadTargets(OWN, cache) if known else LabelShard(self.teacher, cache)
+
+    def labeller(self, cache: TargetCache | None) -> PairLabeller:
         preprocessing = read_preprocessing(self.start / VISION)
-        teacher = OwnTeacher(self.start, self.images.pool)
-        return PairLabeller(self.pairs, teacher, cache, preprocessing, self.images.pixel_limit, self.images.decoders)
+        return PairLabeller(
+            self.pairs, self.teacher, cache, preprocessing, self.images.pixel_limit, self.images.decoders
+        )
 
-    def see(self, name: str, cache: TargetCache | None = None, **settings: Any) -> StageFolder:
-        """Run one stage on images and return its folder."""
+    def see(self, name: str, **settings: Any) -> StageFolder:
+        """Run one stage on images on Ray, captions' vectors made on the way, and return its folder."""
+        job = self.job(name, **settings)
+        run_stage(job, partial(stream_rows, self.labeller(None), self.shards, job))
+        return job.folder
+
+    def see_alone(self, name: str, cache: TargetCache | None = None, **settings: Any) -> StageFolder:
+        """Run one stage on images in this process, as its only worker, and return its folder."""
+        job = self.job(name, **settings)
+        train_alone(job, self.rows_of(job, cache))
+        return job.folder
+
+    def rows_of(self, job: StageJob, cache: TargetCache | None = None) -> Iterator[Batch]:
+        """What a stage sees, made without Ray; captions' vectors come from the run's cache if no other is given."""
+        rows = labelled(visits_of(job, self.shards), self.read, [self.label(cache or self.cache)])
+        decode = Decode(read_preprocessing(self.start / VISION), self.images.pixel_limit)
+        return map(decode, cut(rows, job.stage.micro_rows))
+
+    def job(self, name: str, **settings: Any) -> StageJob:
         usual = {"data": "images", "train": ["vision.*"], "losses": {48: LOSSES, 16: LOSSES}, "reduction": "mean"}
         chosen = Stage.model_validate(stage(name, **{**usual, "learning_rate": 1e-3, **settings}))
-        folder = StageFolder(self.folder / "stages" / name)
-        shards = self.manifest.train
-        job = StageJob(
+        return StageJob(
             stage=chosen,
             start=self.start,
-            folder=folder,
-            total_steps=chosen.total_steps(batches_in_pass(shards, chosen.batch_size)),
-            feed=ImageFeed(self.vision.image_tokens, self.recipe.student.heads),
+            folder=StageFolder(self.folder / "stages" / name),
+            total_steps=chosen.total_steps(batches_in_pass(self.shards, chosen.batch_size)),
+            feed=ImageFeed(self.vision.image_tokens, self.heads),
             dropout=0.0,
             seed=5,
         )
-        run_stage(job, partial(stream_rows, self.labeller(cache), shards, job))
-        return folder
+
+
+def write_pairs(images: Images, folder: Path) -> list[Shard]:
+    """Shards of sixty pairs each."""
+    (source,) = images.sources
+    pairs = [(pair.image, pair.caption) for pair in read_pairs(source)]
+    rows = [{"id": pair_id(*pair), "image": pair[0], "text": pair[1], "prompt": None} for pair in pairs]
+    parts = [rows[first : first + 60] for first in range(0, len(rows), 60)]
+    return [write_pair_shard(pa.Table.from_pylist(part, schema=PAIR_SHARD_SCHEMA), folder, "train") for part in parts]
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SeeingRun]:
-    with ray_session(cpus=4, gpus=0):
-        yield SeeingRun(tmp_path_factory.mktemp("seeing"))
+def run(small: SmallRun, tmp_path_factory: pytest.TempPathFactory) -> SeeingRun:
+    return SeeingRun(small, tmp_path_factory.mktemp("seeing"))
 
 
 @pytest.fixture(scope="module")
 def one_worker(run: SeeingRun) -> StageFolder:
-    return run.see("one-worker", learning_rate=1e-4)
+    return run.see_alone("one-worker", learning_rate=1e-4)
 
 
-def test_two_workers_equal_one(run: SeeingRun, one_worker: StageFolder) -> None:
-    two = run.see("two-workers", workers=2, zero=2, learning_rate=1e-4)
-    alone, together = metrics(one_worker), metrics(two)
+@pytest.mark.slow
+@pytest.mark.usefixtures("shared_ray")
+def test_two_workers_equal_one(run: SeeingRun, one_worker: StageFolder, tmp_path: Path) -> None:
+    job = run.job("two-workers", workers=2, zero=2, learning_rate=1e-4)
+    train_in_turn([job], run.rows_of, tmp_path)
+    alone, together = metrics(one_worker), metrics(job.folder)
     for name in ("total", "cosine/48", "cosine/16", "similarity/16", "relative_similarity/48"):
         assert [record[name] for record in together] == pytest.approx([record[name] for record in alone], rel=1e-5)
-    expected, found = weights(one_worker.student), weights(two.student)
+    expected, found = weights(one_worker.student), weights(job.folder.student)
     for name in expected:
         if not name.endswith(KEY_BIAS):
             torch.testing.assert_close(found[name], expected[name], rtol=1e-4, atol=1e-5)
@@ -121,25 +183,29 @@ def test_only_vision_changes_and_texts_keep_their_vectors_to_the_bit(run: Seeing
 
 
 def test_a_projector_alone_can_learn(run: SeeingRun) -> None:
-    folder = run.see("projector", train=["vision.projector.*"])
+    folder = run.see_alone("projector", train=["vision.projector.*"])
     assert changed(run.start, folder.student) == {f"{VISION}:weight", f"{VISION}:bias"}
 
 
-def test_a_killed_worker_is_replaced_and_the_result_is_the_same(run: SeeingRun) -> None:
+@pytest.mark.slow
+@pytest.mark.usefixtures("shared_ray")
+def test_a_killed_worker_is_replaced_and_the_result_is_that_of_one_that_was_not(run: SeeingRun) -> None:
+    """Of the killed one captions' vectors are made on the way, of the other they come from the cache."""
+    settings: dict[str, Any] = {"steps": 200, "checkpoint_every": 20}
     with ThreadPoolExecutor(1) as thread:
-        death = thread.submit(kill_a_worker_after, run.folder / "stages" / "killed" / "checkpoints", 10)
-        killed = run.see("killed", steps=40, checkpoint_every=5)
+        death = thread.submit(kill_a_worker_after, run.folder / "stages" / "killed" / "checkpoints", 20)
+        killed = run.see("killed", **settings)
         death.result()  # raises when there was no worker left to kill
-    whole = run.see("not-killed", steps=40, checkpoint_every=5)
-    assert [record["step"] for record in metrics(killed)] == list(range(40))
+    whole = run.see_alone("not-killed", **settings)
+    assert [record["step"] for record in metrics(killed)] == list(range(200))
     assert changed(killed.student, whole.student) == set()
 
 
 def test_captions_vectors_come_from_the_cache_the_second_time(run: SeeingRun, tmp_path: Path) -> None:
     cache = TargetCache(tmp_path / "own")
-    first = metrics(run.see("first", cache))
+    first = metrics(run.see_alone("first", cache))
     written = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "own").iterdir()}
-    again = metrics(run.see("again", cache))
+    again = metrics(run.see_alone("again", cache))
     assert written == {path.name: path.stat().st_mtime_ns for path in (tmp_path / "own").iterdir()}
     assert sum(record["labelled/own"] for record in first) == 5 * 16
     assert sum(record["labelled/own"] for record in again) == 0
@@ -147,9 +213,11 @@ def test_captions_vectors_come_from_the_cache_the_second_time(run: SeeingRun, tm
     assert all(record["decoding_processors"] > 0 for record in again)
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("shared_ray")
 def test_seeing_pays(run: SeeingRun, tmp_path: Path) -> None:
     """Some passes over real digits tell them apart far better than chance, on images that were not trained on."""
-    learned = run.see("learned", steps=150, batch_size=32, learning_rate=3e-3)
+    learned = run.see_alone("learned", steps=150, batch_size=32, learning_rate=3e-3)
     listed = tmp_path / "sets.json"
     images = {"path": "sklearn:digits/test", "format": "folder", "caption": "label"}
     listed.write_text(
@@ -159,9 +227,11 @@ def test_seeing_pays(run: SeeingRun, tmp_path: Path) -> None:
     scores = evaluate(encoder, read_sets(load_sets(listed)))
     assert {score.dim for score in scores} == {48, 16}
     assert min(score.value for score in scores) > 25  # of 100; chance is 10
-    pairs = read_heldout_pairs(run.pairs, run.manifest.heldout, run.images)
+    pairs = read_heldout_pairs(run.pairs, [run.heldout], run.images)
     assert pairs is not None
     after, before = measure_recall(encoder, pairs), measure_recall(load_student(run.start), pairs)
     assert sum(score.value for score in after) > sum(score.value for score in before)
-    ridge = measure_tower_ridge("ridge", run.start, run.labeller().label_shards(run.manifest.train), pairs, threads=1)
+    dataset = run.labeller(run.cache).label_shards(run.shards)
+    with process_as_it_was():
+        ridge = measure_tower_ridge("ridge", run.start, dataset, pairs, "float32", threads=1)
     assert {(record.dim, record.metric) for record in ridge} == {(score.dim, score.metric) for score in after}

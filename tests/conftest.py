@@ -1,0 +1,83 @@
+"""What tests share: one local Ray for all that need no Ray of their own, and a small run on it."""
+
+from __future__ import annotations
+
+import os
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING
+from unittest.mock import patch
+
+import pytest
+
+if TYPE_CHECKING:
+    from small_run import SmallRun
+
+TESTS = str(Path(__file__).parent)
+"""Where workers find what tests have defined."""
+
+
+class SharedRay:
+    """A local Ray in this process: started when a test first asks for it, stopped where a test starts its own."""
+
+    def __init__(self) -> None:
+        self.running = ExitStack()
+        self.is_running = False
+
+    def start(self) -> None:
+        """Start it unless it runs."""
+        if self.is_running:
+            return
+        import ray
+
+        from jasper_ray.pipelines.session import ray_session
+
+        quiet = {"include_dashboard": False, "log_to_driver": False, "logging_level": "ERROR"}
+        with patch.dict(os.environ, PYTHONPATH=os.pathsep.join([TESTS, *os.environ.get("PYTHONPATH", "").split()])):
+            ray.init("local", num_cpus=4, object_store_memory=256 << 20, **quiet)
+        self.is_running = True
+        self.running.callback(ray.shutdown)
+        self.running.enter_context(ray_session(cpus=4, gpus=0))
+
+    def stop(self) -> None:
+        """Stop it if it runs; the next test that asks gets another."""
+        self.running.close()
+        self.is_running = False
+
+
+RAY = SharedRay()
+
+
+@pytest.fixture(scope="session")
+def shared_ray() -> None:
+    """A Ray of four CPUs, which tests that ask for this find running."""
+
+
+@pytest.fixture(scope="session")
+def small(tmp_path_factory: pytest.TempPathFactory) -> SmallRun:
+    """A corpus, its target in a cache, and a student before training; tests write to its `stages` alone."""
+    from small_run import SmallRun
+
+    return SmallRun(tmp_path_factory.mktemp("small"))
+
+
+def uses_shared_ray(item: pytest.Item) -> bool:
+    return "shared_ray" in getattr(item, "fixturenames", ())
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests on the shared Ray come last, in the order they had: those before them may start a Ray of their own."""
+    items.sort(key=uses_shared_ray)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Whatever the order: who asks for the shared Ray has it, and who may start another finds none in this process."""
+    if uses_shared_ray(item):
+        RAY.start()
+    elif item.get_closest_marker("slow"):
+        RAY.stop()
+
+
+def pytest_sessionfinish() -> None:
+    RAY.stop()
