@@ -64,12 +64,13 @@ def distill(recipe: Recipe, folder: Path) -> Finished:
         ConfigError: something that the user has to mend; nothing that was finished is lost.
     """
     run = RunFolder(folder.absolute())
-    sets = read_sets(recipe.evaluation.sets)
-    check_measuring(recipe, sets)
-    check_sources(recipe.corpus)
-    if recipe.images:
-        check_pair_sources(recipe.images)
-    check_patterns(recipe)
+    with telling("checking the recipe"):
+        sets = read_sets(recipe.evaluation.sets)
+        check_measuring(recipe, sets)
+        check_sources(recipe.corpus)
+        if recipe.images:
+            check_pair_sources(recipe.images)
+        check_patterns(recipe)
     alone = starts_ray()
     recipe = with_gpus(recipe, torch.cuda.device_count() if alone else 0)
     run.open()

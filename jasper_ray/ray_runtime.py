@@ -8,11 +8,12 @@ from __future__ import annotations
 import logging
 import os
 import signal
+from collections.abc import Mapping
 from operator import attrgetter
 from typing import Any
 
 import ray
-from ray._private import ray_constants
+from ray._private import ray_constants, worker
 from ray.data._internal.execution.operators.actor_pool_map_operator import ActorPoolMapOperator
 
 from jasper_ray.command import signals_kept
@@ -20,6 +21,12 @@ from jasper_ray.command import signals_kept
 STARTING_AT_ONCE = 8
 """Processes that a local Ray may start side by side. It warns of four times as many, and its own bound is the number of
 processors: a run on a laptop has more processes than that, most of which only wait."""
+
+
+MANY_PROCESSES = "PYTHON worker processes have been started on node"
+"""In the message of a node that has started four times as many processes as it has processors."""
+
+logger = logging.getLogger(__name__)
 
 
 def start_local_ray(cpus: int) -> None:
@@ -37,12 +44,21 @@ def start_ray(address: str, **options: Any) -> None:
     setting stands in a variable of the environment too, but that would also reach the workers, whose logs need stacks.
     """
     ray_constants.RAY_DISABLE_FAILURE_SIGNAL_HANDLER = True
+    worker.print_to_stdstream = log_message
     try:
         with signals_kept():
             ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **options)
     except SystemExit:  # by Ray's handler of SIGTERM, which is in place while it starts
         signal.raise_signal(signal.SIGTERM)
         raise
+
+
+def log_message(message: Mapping[str, Any], ignore_prefix: bool) -> None:
+    """Log what Ray's daemons have to say to a driver, such as that memory ran out; Ray would print it on stdout. That
+    many processes run on a node is no news: actors with fractions of processors are how runs are made."""
+    for line in message["lines"]:
+        if MANY_PROCESSES not in line:
+            logger.warning("Ray: %s", line.strip())
 
 
 def stop_ray() -> None:

@@ -20,12 +20,13 @@ from typing import IO
 import psutil
 import pytest
 import yaml
+from ray._private import worker
 from ray.data._internal.execution.operators.actor_pool_map_operator import ActorPoolMapOperator
 from ray.data._internal.execution.operators.map_operator import MapOperator
 from ray.train.torch import TorchTrainer
 from small_run import recipe_values, stage, title
 
-from jasper_ray import command
+from jasper_ray import command, ray_runtime
 from jasper_ray.evaluation import load
 from jasper_ray.evaluation.report import render
 from jasper_ray.training.job import latest_step
@@ -178,7 +179,7 @@ def test_a_line_of_another_is_told_from_ours(line: str) -> None:
 
 STOPPED_TWICE = """
 import os, signal, sys, time
-from jasper_ray import command
+from jasper_ray import command, ray_runtime
 
 def main():
     try:
@@ -215,4 +216,11 @@ def test_ray_has_the_private_names_that_are_replaced() -> None:
     for name in ("_data_context_ref", "_map_transformer_ref"):
         assert isinstance(MapOperator.__dict__[name], cached_property)
         assert f"=self.{name}" in start
+    assert "print_to_stdstream(" in inspect.getsource(worker.listen_error_messages)
     assert "_register_sigint_handler(controller)" in inspect.getsource(TorchTrainer._initialize_and_run_controller)
+
+
+def test_what_rays_daemons_say_is_logged_but_for_what_is_no_news(caplog: pytest.LogCaptureFixture) -> None:
+    many = "WARNING: 8 PYTHON worker processes have been started on node: 4dac with address: 192.0.2.2, which is 4x"
+    ray_runtime.log_message({"lines": [many, "a worker was killed, for memory ran out\n"]}, ignore_prefix=False)
+    assert caplog.messages == ["Ray: a worker was killed, for memory ran out"]
