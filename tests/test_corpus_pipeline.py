@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import ray
 from ray.data import DataContext
 
 from jasper_ray.config import ConfigError
@@ -22,18 +20,10 @@ from jasper_ray.data.keys import is_held_out, sort_key, text_id
 from jasper_ray.pipelines.corpus import prepare_corpus
 from jasper_ray.pipelines.counting import merge_smallest
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("shared_ray")]
 
 CITIES = ["Kiel", "Lund", "Turin", "Porto", "Ghent", "Bergen", "Graz", "Cork"]
 EVENTS = ["the ferry was late", "it rained all day", "the choir sang", "a tram stood still", "the market opened"]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def local_ray() -> Iterator[None]:
-    ray.init("local", num_cpus=2, object_store_memory=200 << 20, include_dashboard=False, log_to_driver=False)
-    DataContext.get_current().enable_progress_bars = False
-    yield
-    ray.shutdown()
 
 
 def reports(count: int) -> list[str]:
@@ -164,7 +154,7 @@ def test_limits_and_weights_choose_the_mixture(files: Path, tmp_path: Path) -> N
 
 
 @pytest.fixture(scope="module")
-def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[Manifest, Path]:
+def asked(tmp_path_factory: pytest.TempPathFactory) -> tuple[Manifest, Path]:
     """Three hundred questions in a text file, and nothing switched on."""
     folder = tmp_path_factory.mktemp("small")
     (folder / "asked.txt").write_text("\n".join(questions(300)))
@@ -172,16 +162,16 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[Manifest, Path]:
     return prepare_corpus(settings, folder / "run", seed=0), folder / "run"
 
 
-def test_an_interrupted_corpus_is_finished_with_the_same_shards(small: tuple[Manifest, Path]) -> None:
-    manifest, folder = small
+def test_an_interrupted_corpus_is_finished_with_the_same_shards(asked: tuple[Manifest, Path]) -> None:
+    manifest, folder = asked
     (folder / "manifest.json").unlink()
     (folder / manifest.train[0].file).unlink()
     assert prepare_corpus(manifest.corpus, folder, seed=0) == manifest
     assert len(list((folder / "train").iterdir())) == len(manifest.train)
 
 
-def test_another_corpus_in_the_folder_is_refused_with_the_difference(small: tuple[Manifest, Path]) -> None:
-    manifest, folder = small
+def test_another_corpus_in_the_folder_is_refused_with_the_difference(asked: tuple[Manifest, Path]) -> None:
+    manifest, folder = asked
     path = manifest.corpus.sources[0].path
     limited = corpus({"path": path, "format": "text", "limit": 5})
     with pytest.raises(ConfigError, match=r"corpus.sources.0.limit was None and is now 5; choose another run folder"):

@@ -6,14 +6,12 @@ import json
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pytest
-import ray
 from pair_files import FilePair, write_folder, write_parquet, write_tar
 from picture_files import bomb, digits, palette_with_alpha, photo, written
 from ray.data import DataContext
@@ -25,15 +23,7 @@ from jasper_ray.images import decode
 from jasper_ray.pipelines.pair_sharding import drop_duplicates
 from jasper_ray.pipelines.pairs import prepare_pairs
 
-pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module", autouse=True)
-def local_ray() -> Iterator[None]:
-    ray.init("local", num_cpus=2, object_store_memory=200 << 20, include_dashboard=False, log_to_driver=False)
-    DataContext.get_current().enable_progress_bars = False
-    yield
-    ray.shutdown()
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("shared_ray")]
 
 
 def odd(index: int) -> list[FilePair]:
