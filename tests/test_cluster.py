@@ -17,7 +17,7 @@ import httpx
 import psutil
 import pytest
 import yaml
-from serving import command_running, wait_for
+from serving import PATIENCE_S, command_running, wait_for
 from small_run import title
 from small_student import small_student
 
@@ -90,12 +90,14 @@ def test_serve_deploy_brings_a_server_up_and_serve_shutdown_ends_it(head: dict[s
     address = f"http://127.0.0.1:{port}"
 
     def told(*command: str) -> str:
-        done = subprocess.run(command, env=head, cwd=HOME, capture_output=True, text=True, timeout=120)
+        done = subprocess.run(command, env=head, cwd=HOME, capture_output=True, text=True, timeout=PATIENCE_S)
         return done.stdout + done.stderr if done.returncode else ""
 
-    wait_for(lambda: not told("serve", "status"), 120)
+    applications = f"{head['RAY_DASHBOARD_ADDRESS']}/api/serve/applications/"
+    wait_for(lambda: status(applications, head["RAY_AUTH_TOKEN"]) == 200)
     assert told("serve", "deploy", str(config)) == ""
-    wait_for(lambda: status(f"{address}/health") == 200, 120)
+    wait_for(lambda: status(f"{address}/health") == 200)
+    assert told("serve", "status") == ""
     assert status(f"{address}/v1/models") == 401
     assert status(f"{address}/v1/models", secret) == 200
     model = ("--model", str(tmp_path / "student"), "--port", str(free_ports(1)[0]))
@@ -104,10 +106,10 @@ def test_serve_deploy_brings_a_server_up_and_serve_shutdown_ends_it(head: dict[s
     config.write_text(changed)
     with asking(address, secret) as statuses:
         assert told("serve", "deploy", str(config)) == ""
-        wait_for(lambda: name(address, secret) == "renamed", 120)
+        wait_for(lambda: name(address, secret) == "renamed")
     assert set(statuses) == {200}, "the only replica stays until another answers"
     assert told("serve", "shutdown", "-y") == ""
-    wait_for(lambda: status(f"{address}/health") == 0, 60)  # HAProxy is gone, too
+    wait_for(lambda: status(f"{address}/health") == 0)  # HAProxy is gone, too
 
 
 @contextmanager

@@ -200,14 +200,14 @@ def test_other_types_and_encodings_of_bodies_are_read_as_json(address: str) -> N
 
 
 def speak(address: str, *parts: bytes, wait_s: float = TIMEOUT_S) -> bytes:
-    """What comes back until the server hangs up, or falls silent for as long as is said."""
+    """The first line that comes back, or what there is of it when the server hangs up or is silent for so long."""
     host, port = address.removeprefix("http://").split(":")
     heard = b""
     with socket.create_connection((host, int(port)), timeout=wait_s) as line:
         try:
             for part in parts:
                 line.sendall(part)
-            while more := line.recv(1 << 16):
+            while b"\n" not in heard and (more := line.recv(1 << 16)):
                 heard += more
         except (ConnectionError, TimeoutError):
             pass

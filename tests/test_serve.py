@@ -22,7 +22,7 @@ import psutil
 import pytest
 import ray
 from ray import serve
-from serving import command_running, wait_for
+from serving import PATIENCE_S, command_running, wait_for
 from small_run import title
 from small_student import small_student
 from test_fuzz import BODIES, LINE, speak, status
@@ -161,7 +161,7 @@ def test_the_command_answers_and_leaves_nothing_behind(student: Path) -> None:
         assert any("haproxy" in title(one) for one in family)
         assert httpx.get(f"http://127.0.0.1:{port}/health").json() == {"status": "ok"}
         process.send_signal(signal.SIGTERM)
-        assert process.wait(60) == 0
+        assert process.wait(PATIENCE_S) == 0
         assert process.stdout.read() == ""
     assert psutil.wait_procs(family, 30)[1] == []
 
@@ -173,13 +173,13 @@ def running() -> int:
 
 def test_a_killed_replica_is_replaced_and_no_client_sees_it(address: str, student: Path) -> None:
     with asking(address) as asked:
-        wait_for(lambda: asked.total() > 10, 60)
+        wait_for(lambda: asked.total() > 10)
         victim = replicas()[0]
         victim.kill()
-        wait_for(lambda: running() < 2, 60)
-        wait_for(lambda: running() == 2, 60)
+        wait_for(lambda: running() < 2)
+        wait_for(lambda: running() == 2)
         before = asked.total()
-        wait_for(lambda: asked.total() > before + 10, 60)
+        wait_for(lambda: asked.total() > before + 10)
     assert failures(asked) == []
     expected = load_student(student).encode(TEXTS)
     for vectors in asked.vectors.values():
@@ -188,10 +188,10 @@ def test_a_killed_replica_is_replaced_and_no_client_sees_it(address: str, studen
 
 def test_a_rolling_update_fails_no_request_and_mixes_no_models(address: str, student: Path, another: Path) -> None:
     with asking(address) as asked:
-        wait_for(lambda: asked.total() > 10, 60)
+        wait_for(lambda: asked.total() > 10)
         serve.run(build_app(settings_for(another)), name=APP, route_prefix="/")
-        wait_for(lambda: len(asked) > 1, 60)
-        wait_for(lambda: len(replicas()) == 2, 90)
+        wait_for(lambda: len(asked) > 1)
+        wait_for(lambda: len(replicas()) == 2)
     assert failures(asked) == []
     assert len(asked) == 2  # the identity of each student, and each answer wholly of one (`asking` compares)
     expected = [load_student(path).encode(TEXTS) for path in (student, another)]
@@ -202,10 +202,10 @@ def test_a_rolling_update_fails_no_request_and_mixes_no_models(address: str, stu
 def test_load_brings_a_second_replica_and_idleness_takes_it_away(address: str, student: Path) -> None:
     quick = {"min": 1, "max": 2, "upscale_delay_s": 1.0, "downscale_delay_s": 2.0}
     serve.run(build_app(settings_for(student, **quick)), name=APP, route_prefix="/")
-    wait_for(lambda: running() == 1 and len(measured(address)) == 1, 90)
+    wait_for(lambda: running() == 1 and len(measured(address)) == 1)
     with asking(address, clients=8) as asked:
-        wait_for(lambda: running() == 2 and len(measured(address)) == 2, 90)
+        wait_for(lambda: running() == 2 and len(measured(address)) == 2)
         before = asked.total()
-        wait_for(lambda: asked.total() > before + 20, 60)
-    wait_for(lambda: running() == 1 and len(measured(address)) == 1, 90)
+        wait_for(lambda: asked.total() > before + 20)
+    wait_for(lambda: running() == 1 and len(measured(address)) == 1)
     assert failures(asked) == []
