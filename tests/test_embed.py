@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +23,20 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 from ray.cluster_utils import Cluster
+from ray.data import DataContext
 from sentence_transformers.util import quantize_embeddings
 from small_run import title
-from small_student import small_student
+from small_student import BASE, small_student
 
 from jasper_ray.assets import locate
 from jasper_ray.config import ConfigError
 from jasper_ray.embedding import EmbedSettings
 from jasper_ray.embedding.output import Done
 from jasper_ray.encoders import load_encoder
+from jasper_ray.models.body import BodySettings
+from jasper_ray.models.folder import StudentCard, save_student
+from jasper_ray.models.loading import load_tokenizer
+from jasper_ray.models.student import STELLA_PROMPTS, StudentSettings, build_student
 from jasper_ray.pipelines.embed import embed_corpus
 from jasper_ray.pipelines.embed_pool import default_pool, default_readers
 from jasper_ray.pipelines.memory import Memory
@@ -41,15 +50,20 @@ TWO = {**POOL, "min_size": 2, "max_size": 2}
 
 
 @pytest.fixture(scope="module")
-def local_ray() -> Iterator[None]:
-    ray.init("local", num_cpus=2, object_store_memory=200 << 20, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
+def student(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return small_student(tmp_path_factory.mktemp("model") / "student")
 
 
 @pytest.fixture(scope="module")
-def student(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return small_student(tmp_path_factory.mktemp("model") / "student")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A student that computes in bfloat16 in no time even where a processor has none."""
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    body = BodySettings(base=BASE, random_weights=True, architecture={"model_type": "bert", **sizes})
+    student = build_student(StudentSettings(body=body, heads=(96, 32), default_head=32, max_length=64), seed=1)
+    card = StudentCard(max_length=64, prompts=STELLA_PROMPTS, default_head=32)
+    folder = tmp_path_factory.mktemp("model") / "tiny"
+    save_student(student, load_tokenizer(locate(BASE)), card, folder)
+    return folder
 
 
 def sentences(rows: int) -> list[str]:
@@ -72,8 +86,8 @@ def bytes_of(output: Path) -> dict[str, tuple[bytes, int]]:
     return {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in files}
 
 
-@pytest.mark.usefixtures("local_ray")
-def test_several_columns_from_one_pass_with_what_was_asked_for(student: Path, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("shared_ray")
+def test_several_columns_from_one_pass_with_what_was_asked_for(tiny: Path, tmp_path: Path) -> None:
     texts = sentences(230)
     (tmp_path / "in").mkdir()
     pq.write_table(
@@ -86,7 +100,7 @@ def test_several_columns_from_one_pass_with_what_was_asked_for(student: Path, tm
         {"dim": 32, "dtype": "float16"},
     ]
     asked = settings(
-        student,
+        tiny,
         tmp_path / "in",
         text_column="body",
         id_column="key",
@@ -100,7 +114,7 @@ def test_several_columns_from_one_pass_with_what_was_asked_for(student: Path, tm
     assert table.column_names == ["key", "kind", "vector_96", "vector_32_int8", "vector_32_binary", "vector_32_float16"]
     assert table["key"].to_pylist() == list(range(230))
     assert table["kind"].to_pylist() == ["a", "b"] * 115
-    exact = load_encoder(str(student)).encode_heads(texts, "s2p_query")
+    exact = load_encoder(str(tiny)).encode_heads(texts, "s2p_query")
     assert least_cosine(np.stack(table["vector_96"].to_numpy()), exact[96]) >= 0.999
     assert least_cosine(np.stack(table["vector_32_float16"].to_numpy()), exact[32]) >= 0.999
     signs = np.unpackbits((np.array(table["vector_32_binary"].to_pylist()) + 128).astype(np.uint8), axis=1)
@@ -111,82 +125,126 @@ def test_several_columns_from_one_pass_with_what_was_asked_for(student: Path, tm
     assert manifest.agreement >= 0.999
     assert 0 <= manifest.padding_share < 0.2
     ranges = json.loads((tmp_path / "out" / "ranges-32.json").read_text())
-    x_ND = load_encoder(str(student), dtype="bfloat16").encode(texts, "s2p_query", dim=32)
+    x_ND = load_encoder(str(tiny), dtype="bfloat16").encode(texts, "s2p_query", dim=32)
     wanted = quantize_embeddings(x_ND, "int8", ranges=np.array([ranges["least"], ranges["largest"]]))
     steps = np.abs(np.array(table["vector_32_int8"].to_pylist()) - wanted.astype(int))
     assert np.quantile(steps, 0.99) <= 3  # batches of other shapes round otherwise in bfloat16
     assert "vectors are as the manifest says; 200 rows embedded again" in verify_corpus(asked, str(tmp_path / "out"))
 
 
-@pytest.mark.usefixtures("local_ray")
-def test_every_bad_row_is_accounted_for_and_the_good_ones_are_embedded(student: Path, tmp_path: Path) -> None:
-    corpus = tmp_path / "in"
-    corpus.mkdir()
-    good = ["plain", "emoji 👩‍🚀", "nul \x00 byte", "שלום עולם", "word " * 20_000]
-    lines = [json.dumps({"text": text}) for text in good]
-    bad = ['{"text": null}', '{"text": 3.5}', '{"text": "  "}', '{"text": "\\udc00"}', "not json"]
-    (corpus / "a.jsonl").write_text("\n".join([*lines, *bad, *lines]) + "\n", encoding="utf-8")
+@dataclass(frozen=True)
+class Finished:
+    """A corpus, what its embedding left, and what that told."""
+
+    corpus: Path
+    output: Path
+    told: str = ""
+
+
+GOOD = ["plain", "emoji 👩‍🚀", "nul \x00 byte", "שלום עולם", "word " * 20_000]
+BAD = ['{"text": null}', '{"text": 3.5}', '{"text": "  "}', '{"text": "\\udc00"}', "not json"]
+
+
+@pytest.fixture(scope="module")
+def damaged(shared_ray: None, student: Path, tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    """A file a third of whose rows are bad, which is more than was allowed."""
+    folder = tmp_path_factory.mktemp("damaged")
+    (folder / "in").mkdir()
+    lines = [json.dumps({"text": text}) for text in GOOD]
+    (folder / "in" / "a.jsonl").write_text("\n".join([*lines, *BAD, *lines]) + "\n", encoding="utf-8")
+    with pytest.raises(ConfigError) as found:
+        embed_corpus(settings(student, folder / "in", format="jsonl"), str(folder / "out"))
+    return Finished(folder / "in", folder / "out", str(found.value))
+
+
+@pytest.fixture(scope="module")
+def finished(shared_ray: None, student: Path, tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    """A file of 120 sentences beside an empty one, embedded."""
+    folder = tmp_path_factory.mktemp("finished")
+    (folder / "in").mkdir()
+    (folder / "in" / "a.txt").write_text("\n".join(sentences(120)))
+    (folder / "in" / "b.txt").write_text("")
+    embed_corpus(settings(student, folder / "in"), str(folder / "out"))
+    return Finished(folder / "in", folder / "out")
+
+
+@contextmanager
+def to_change(finished: Finished, folder: Path) -> Iterator[Finished]:
+    """The same with vectors of its own; the corpus, which is known by its place, is put back afterwards."""
+    kept = shutil.copytree(finished.corpus, folder / "kept")
+    yield replace(finished, output=shutil.copytree(finished.output, folder / "out"))
+    shutil.rmtree(finished.corpus)
+    shutil.copytree(kept, finished.corpus)
+
+
+@pytest.fixture
+def stopped(damaged: Finished, tmp_path: Path) -> Iterator[Finished]:
+    with to_change(damaged, tmp_path) as mine:
+        yield mine
+
+
+@pytest.fixture
+def embedded(finished: Finished, tmp_path: Path) -> Iterator[Finished]:
+    with to_change(finished, tmp_path) as mine:
+        yield mine
+
+
+def test_too_many_bad_rows_stop_the_job_and_nothing_is_lost(student: Path, stopped: Finished) -> None:
+    too_many = r"5 of 15 rows were set aside.*rejected says why"
+    assert re.search(too_many, stopped.told)
+    asked = settings(student, stopped.corpus, format="jsonl")
+    with pytest.raises(ConfigError, match=too_many):  # trying again does not make it right
+        embed_corpus(asked, str(stopped.output))
+    before = bytes_of(stopped.output)
+    manifest = embed_corpus(asked.model_copy(update={"max_rejected": 1.0}), str(stopped.output))
+    assert (manifest.rows, manifest.embedded, manifest.work) == (15, 10, None)
+    assert bytes_of(stopped.output) == before
+
+
+def test_every_bad_row_is_accounted_for_and_the_good_ones_are_embedded(student: Path, stopped: Finished) -> None:
+    corpus, output = stopped.corpus, stopped.output
     (corpus / "b.jsonl").write_text('{"body": "no such key"}\n')
     (corpus / "c.jsonl.gz").write_bytes(b"\x1f\x8b cut off")
-    asked = settings(student, corpus, format="jsonl")
     with pytest.raises(ConfigError, match=r"2 of 3 files cannot be read, such as .*--max-rejected"):
-        embed_corpus(asked, str(tmp_path / "out"))
-    asked = settings(student, corpus, format="jsonl", max_rejected=0.7)
-    manifest = embed_corpus(asked, str(tmp_path / "out"))
+        embed_corpus(settings(student, corpus, format="jsonl"), str(output))
+    manifest = embed_corpus(settings(student, corpus, format="jsonl", max_rejected=0.7), str(output))
     assert (manifest.rows, manifest.embedded) == (15, 10)
     assert manifest.rejected == {"empty": 1, "malformed": 1, "not_text": 1, "null": 1, "undecodable": 1}
     assert [bool(file.fault) for file in manifest.files] == [False, True, True]
-    rejected = pq.read_table(tmp_path / "out" / "rejected")
+    rejected = pq.read_table(output / "rejected")
     assert rejected["row"].to_pylist() == [5, 6, 7, 8, 9]
     assert set(rejected["file"].to_pylist()) == {str(corpus / "a.jsonl")}
-    expected = load_encoder(str(student)).encode(good)
-    table = vectors(tmp_path / "out")
+    expected = load_encoder(str(student)).encode(GOOD)
+    table = vectors(output)
     assert np.abs(np.stack(table["vector_32"].to_numpy())[:5] - expected).max() < 1e-5
     assert table["id"].to_pylist()[-1] == f"{corpus / 'a.jsonl'}#14"
 
 
-@pytest.mark.usefixtures("local_ray")
-def test_too_many_bad_rows_stop_the_job_and_nothing_is_lost(student: Path, tmp_path: Path) -> None:
-    (tmp_path / "a.txt").write_text("good\n\n\n")
-    for _ in range(2):  # trying again does not make it right
-        with pytest.raises(ConfigError, match=r"2 of 3 rows were set aside.*rejected says why"):
-            embed_corpus(settings(student, tmp_path / "a.txt"), str(tmp_path / "out"))
-    before = bytes_of(tmp_path / "out")
-    manifest = embed_corpus(settings(student, tmp_path / "a.txt", max_rejected=1), str(tmp_path / "out"))
-    assert (manifest.rows, manifest.embedded, manifest.work) == (3, 1, None)
-    assert bytes_of(tmp_path / "out") == before
-
-
-@pytest.mark.usefixtures("local_ray")
-def test_files_that_are_added_are_all_that_is_embedded(student: Path, tmp_path: Path) -> None:
-    corpus = tmp_path / "in"
-    corpus.mkdir()
-    (corpus / "a.txt").write_text("\n".join(sentences(120)))
-    (corpus / "b.txt").write_text("")
+def test_files_that_are_added_are_all_that_is_embedded(student: Path, embedded: Finished) -> None:
+    corpus, output = embedded.corpus, str(embedded.output)
     with pytest.raises(ConfigError, match="choose a folder beside it"):
         embed_corpus(settings(student, corpus), str(corpus / "out"))
-    embed_corpus(settings(student, corpus), str(tmp_path / "out"))
-    before = bytes_of(tmp_path / "out")
+    before = bytes_of(embedded.output)
     (corpus / "b.txt").write_text("\n".join(sentences(70)))
     told: list[Done] = []
-    manifest = embed_corpus(settings(student, corpus), str(tmp_path / "out"), told.append)
+    manifest = embed_corpus(settings(student, corpus), output, told.append)
     assert manifest.work
     assert (manifest.rows, manifest.work.rows) == (190, 70)
     assert sum(done.record.rows for done in told) == 70
     for done in told:
-        written = (tmp_path / "out" / "vectors" / done.record.name).stat().st_mtime
+        written = (embedded.output / "vectors" / done.record.name).stat().st_mtime
         assert done.read_at
         assert done.read_at <= written
-    after = bytes_of(tmp_path / "out")
+    after = bytes_of(embedded.output)
     assert {name: after[name] for name in before} == before
     (corpus / "a.txt").unlink()
-    again = embed_corpus(settings(student, corpus), str(tmp_path / "out"))
+    again = embed_corpus(settings(student, corpus), output)
     assert (again.rows, again.work) == (190, None)
     with pytest.raises(ConfigError, match=r"prompt was None and is now 's2s_query'"):
-        embed_corpus(settings(student, corpus, prompt="s2s_query"), str(tmp_path / "out"))
+        embed_corpus(settings(student, corpus, prompt="s2s_query"), output)
 
 
-@pytest.mark.usefixtures("local_ray")
+@pytest.mark.usefixtures("shared_ray")
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
@@ -204,7 +262,7 @@ def test_what_the_model_or_the_texts_do_not_have_is_said(
         embed_corpus(settings(student, tmp_path / "a.jsonl", **changes), str(tmp_path / "out"))
 
 
-@pytest.mark.usefixtures("local_ray")
+@pytest.mark.usefixtures("shared_ray")
 def test_a_text_that_comes_again_is_embedded_once_in_the_whole_job(student: Path, tmp_path: Path) -> None:
     texts = sentences(120)
     (tmp_path / "a.txt").write_text("\n".join(texts * 2))
@@ -227,47 +285,38 @@ def test_memory_is_bounded() -> None:
     assert found_KD[:, 0].tolist() == [16, 8, 0]
 
 
-@pytest.mark.usefixtures("local_ray")
-def test_a_file_that_went_before_it_was_finished_is_missed(student: Path, tmp_path: Path) -> None:
-    corpus = tmp_path / "in"
-    corpus.mkdir()
-    (corpus / "a.txt").write_text("\n".join(sentences(60)))
-    (corpus / "b.txt").write_text("good\n" + "\n" * 9)
-    with pytest.raises(ConfigError, match="were set aside"):
-        embed_corpus(settings(student, corpus, max_rejected=0.01), str(tmp_path / "out"))
-    next((tmp_path / "out" / "vectors").glob("a-*000001.parquet")).unlink()
-    (corpus / "a.txt").rename(tmp_path / "a.txt")
+def test_a_file_that_went_before_it_was_finished_is_missed(student: Path, embedded: Finished, tmp_path: Path) -> None:
+    next((embedded.output / "vectors").glob("a-*000001.parquet")).unlink()
+    (embedded.corpus / "a.txt").rename(tmp_path / "a.txt")
+    (embedded.corpus / "b.txt").write_text("good")
     with pytest.raises(ConfigError, match=r"a.txt is not there any more"):
-        embed_corpus(settings(student, corpus), str(tmp_path / "out"))
+        embed_corpus(settings(student, embedded.corpus), str(embedded.output))
 
 
-@pytest.mark.usefixtures("local_ray")
-def test_verify_finds_what_was_changed(student: Path, tmp_path: Path) -> None:
-    (tmp_path / "a.txt").write_text("\n".join(sentences(120)))
-    asked = settings(student, tmp_path / "a.txt")
-    embed_corpus(asked, str(tmp_path / "out"))
-    assert "3 files with 120 vectors" in verify_corpus(asked, str(tmp_path / "out"))
-    [first, second, third] = sorted((tmp_path / "out" / "vectors").glob("*.parquet"))
+def test_verify_finds_what_was_changed(student: Path, embedded: Finished) -> None:
+    asked, output = settings(student, embedded.corpus), embedded.output
+    assert "3 files with 120 vectors" in verify_corpus(asked, str(output))
+    [first, second, third] = sorted((output / "vectors").glob("*.parquet"))
     whole = first.read_bytes()
     first.write_bytes(second.read_bytes())
     with pytest.raises(ConfigError, match=r"000000.parquet has other bytes than were written"):
-        verify_corpus(asked, str(tmp_path / "out"))
+        verify_corpus(asked, str(output))
     first.write_bytes(whole)
     third.unlink()
     with pytest.raises(ConfigError, match=r"000002.parquet is missing"):
-        verify_corpus(asked, str(tmp_path / "out"))
+        verify_corpus(asked, str(output))
 
 
-@pytest.mark.usefixtures("local_ray")
+@pytest.mark.usefixtures("shared_ray")
 def test_an_actor_that_is_killed_is_replaced_and_nothing_is_lost(student: Path, tmp_path: Path) -> None:
-    rows = 1500
+    rows = 1000
     (tmp_path / "a.txt").write_text("\n".join(sentences(rows)))
     output = tmp_path / "out"
-    killer = Killer(output / "vectors", after=5)
+    killer = Killer(output / "vectors", after=3)
     with killer:
         manifest = embed_corpus(settings(student, tmp_path / "a.txt", pool=TWO), str(output))
     assert killer.killed
-    assert (manifest.rows, manifest.embedded, len(manifest.blocks)) == (rows, rows, 30)
+    assert (manifest.rows, manifest.embedded, len(manifest.blocks)) == (rows, rows, 20)
     ids = vectors(output)["id"].to_pylist()
     assert len(ids) == len(set(ids)) == rows
 
@@ -316,18 +365,19 @@ command.run(lambda: embed_corpus(EmbedSettings.model_validate_json(sys.argv[1]),
 """
 
 
+@pytest.mark.usefixtures("shared_ray")
 def test_a_job_that_is_killed_anywhere_continues_with_each_id_exactly_once(student: Path, tmp_path: Path) -> None:
     rows, blocks = 1500, 30
     (tmp_path / "a.txt").write_text("\n".join(sentences(rows)))
     asked = settings(student, tmp_path / "a.txt", pool=TWO)
     output = tmp_path / "out"
     kept: dict[str, tuple[bytes, int]] = {}
-    for share in (0.3, 0.6, 0.9):
+    for share in (0.3, 0.7):
         kill_at(asked, output, round(share * blocks))
         now = bytes_of(output)
         assert {name: now[name] for name in kept} == kept
         kept = now
-    assert len(kept) >= 0.9 * blocks
+    assert len(kept) >= 0.7 * blocks
     manifest = embed_corpus(asked, str(output))
     now = bytes_of(output)
     assert {name: now[name] for name in kept} == kept
@@ -356,23 +406,26 @@ def kill_at(asked: EmbedSettings, output: Path, files: int) -> None:
     job.wait()
 
 
-def test_a_node_that_is_lost_costs_nothing_but_time(student: Path, tmp_path: Path) -> None:
-    ray.shutdown()
-    rows = 5000
+def test_a_node_that_is_lost_costs_nothing_but_time(
+    student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = 3000
+    monkeypatch.setattr(DataContext.get_current(), "wait_for_min_actors_s", 300)  # nothing begins before both are there
     (tmp_path / "a.txt").write_text("\n".join(sentences(rows)))
     output = tmp_path / "out"
     asked = settings(student, tmp_path / "a.txt", pool={**TWO, "cpus": 0.7})
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": 150 << 20})
     try:
+        ray.init(cluster.address, log_to_driver=False)  # first, so that this process is not on the node that is lost
         second = cluster.add_node(num_cpus=1, object_store_memory=150 << 20)  # so that each holds one actor
-        ray.init(cluster.address, log_to_driver=False)
         over = threading.Event()
 
         def lose() -> None:
             while not over.wait(0.02):
                 titles = [title(process) for process in psutil.Process().children(recursive=True)]
                 ready = [name for name in titles if "EmbedBlocks" in name and "__init__" not in name]
-                if len(ready) == 2:  # one on each node
+                begun = len(list((output / "vectors").glob("*.parquet"))) > 3
+                if len(ready) == 2 and begun:  # one on each node
                     cluster.remove_node(second, allow_graceful=False)
                     return
 
