@@ -11,7 +11,7 @@ import torch
 from small_student import small_student
 
 from jasper_ray import load_student
-from jasper_ray.benchmarks import embed_device
+from jasper_ray.benchmarks import embed_device, stream, train
 from jasper_ray.benchmarks.batches import full_texts
 from jasper_ray.benchmarks.device_work import operations, works
 from jasper_ray.benchmarks.distill import Side, ratios
@@ -161,14 +161,24 @@ def test_a_stage_on_images_alone_steps_and_says_what_decoding_takes() -> None:
             "stages": (Stage.model_validate({**sight.model_dump(), "losses": losses, "precision": "bf16"}),),
         }
     )
-    (record,) = benchmark_train(recipe, batch=4, tokens=TOKENS, steps=2, threads=1, peak_tflops=None)
+    (record,) = benchmark_train(recipe, batch=4, tokens=TOKENS, steps=2, threads=1, peak_tflops=1.0)
     assert record["learns_m"] == pytest.approx(0.62, abs=0.01)
     assert record["decoding_cpus"] == pytest.approx(record["rows_per_s"] / record["decoded_per_s"])
     assert 0 < record["share_of_peak"] < 1
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_what_a_device_reaches_is_measured_in_the_precision_of_the_stage(
+    precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train, "MATRIX", {"cpu": 128})
+    assert 0 < train.product_tflops(torch.device("cpu"), precision) < 100
+
+
 @pytest.mark.slow
-def test_every_line_of_a_stream_is_accounted_for(tmp_path: Path) -> None:
+@pytest.mark.usefixtures("shared_ray")
+def test_every_line_of_a_stream_is_accounted_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stream, "in_fresh_process", lambda call, *arguments: call(*arguments))
     (record,) = benchmark_stream(4 * BATCH, tmp_path)
     assert record["unaccounted"] == 0
     assert record["trained"] == 3 * BATCH
