@@ -3,8 +3,11 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
+RUNS   := $(VENV)/runs
 STAMP  := $(VENV)/installed
 PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet --quiet
+# Modules are compiled as they are imported: a run imports few of them, and compiling all takes longer than a download.
+GET    := $(PIP) install --no-compile --constraint constraints.txt
 TORCH  := $(shell sed -n 's/^torch==//p' constraints.txt)
 ARGS   ?=
 
@@ -16,7 +19,7 @@ help: ## list the targets
 
 setup: $(STAMP) ## make the virtual environment .venv with everything in it
 
-distill: $(STAMP) ## run the quickstart recipe; make distill ARGS="RECIPE --run DIR" runs another
+distill: $(RUNS) ## run the quickstart recipe; make distill ARGS="RECIPE --run DIR" runs another
 	$(BIN)/python jobs/distill.py $(ARGS)
 
 check: $(STAMP) ## lint, and run the tests that need no Ray: what takes two or three minutes
@@ -39,13 +42,18 @@ format: $(STAMP) ## format the code and mend what can be mended
 	$(BIN)/ruff check --fix .
 
 # torch goes first and alone: pip then takes the build it is configured for, CPU or CUDA, and the rest accepts it.
-$(STAMP): pyproject.toml constraints.txt
+$(RUNS): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 14))' || \
 		{ echo "$$($(PYTHON) --version 2>&1) found, Python 3.10 to 3.13 expected: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
-	@echo "Setting up $(VENV): torch $(TORCH), then the rest; a minute or two."
+	@echo "Setting up $(VENV): torch $(TORCH), then the rest; a minute."
 	@$(PYTHON) -m venv $(VENV)
-	@$(PIP) install torch==$(TORCH)
-	@$(PIP) install --constraint constraints.txt --editable ".[dev]"
+	@$(GET) torch==$(TORCH)
+	@$(GET) --editable ".[dinov2]"
+	@touch $@
+
+$(STAMP): $(RUNS)
+	@echo "Adding what tests, linters and benchmarks take; a minute."
+	@$(GET) --editable ".[dev]"
 	@touch $@
 
 # The CUDA libraries are left out, since torch names the exact ones it needs, and so are markers of other systems.

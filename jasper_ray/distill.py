@@ -71,13 +71,13 @@ def distill(recipe: Recipe, folder: Path) -> Finished:
         if recipe.images:
             check_pair_sources(recipe.images)
         check_patterns(recipe)
+        weights = [teacher.weights() for teacher in recipe.teachers]
     alone = starts_ray()
     recipe = with_gpus(recipe, torch.cuda.device_count() if alone else 0)
     run.open()
     with run.locked(), ray_session(*least_resources(recipe)):
         recipe = in_precisions(recipe, run.precisions(), partial(measured, alone))
-        with telling("looking at the teachers' weights"):
-            teachers = [described(teacher) for teacher in recipe.teachers]
+        teachers = [described(*pair) for pair in zip(recipe.teachers, weights, strict=True)]
         run.check_teachers(teachers)
         return Distillation(pinned(recipe, teachers), run, teachers, sets).finish()
 

@@ -131,7 +131,7 @@ def test_a_run_that_goes_on_where_auto_would_choose_otherwise_has_the_same_teach
 
 
 def identities(recipe: Recipe) -> list[dict[str, Any]]:
-    return [described(teacher) for teacher in recipe.teachers]
+    return [described(teacher, teacher.weights()) for teacher in recipe.teachers]
 
 
 def test_a_run_of_an_earlier_version_goes_on_in_what_its_recipe_said(values: dict[str, Any], tmp_path: Path) -> None:

