@@ -3,7 +3,7 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
-RUNS   := $(VENV)/runs
+RUNS   := $(VENV)/installed-to-run
 STAMP  := $(VENV)/installed
 PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet --quiet
 # Modules are compiled as they are imported: a run imports few of them, and compiling all takes longer than a download.
@@ -28,8 +28,8 @@ check: $(STAMP) ## lint, and run the tests that need no Ray: what takes two or t
 quick: $(STAMP)
 	$(BIN)/python -m pytest -m "not slow" $(ARGS)
 
-test: $(STAMP) ## run all tests; make test ARGS="-k losses" runs some
-	$(BIN)/python -m pytest $(ARGS)
+test: $(STAMP) ## run all tests, two files at a time; make test ARGS="-k losses" runs some
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup $(ARGS)
 
 lint: $(STAMP) ## check formatting, style, types and import floors; changes nothing
 	$(BIN)/ruff format --check .

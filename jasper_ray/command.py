@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -17,8 +18,12 @@ STOPS = (signal.SIGINT, signal.SIGTERM)
 """Ctrl-C, and what Kubernetes, Slurm, Docker and `ray job stop` send."""
 
 
-def run(main: Callable[[], None]) -> None:
-    """Run a command, and end it with one line on stderr where it fails or is stopped.
+CONTINUE = "; run the same command again to continue"
+
+
+def run(main: Callable[[], None], *, continues: bool = False) -> None:
+    """Run a command, and end it with one line on stderr where it fails or is stopped. `continues`: the same command
+    again goes on where it was.
 
     Exit codes: 2 for an error that the user has to fix, 130 for Ctrl-C, 143 for SIGTERM.
     """
@@ -39,14 +44,18 @@ def run(main: Callable[[], None]) -> None:
         for number in STOPS:
             signal.signal(number, signal.SIG_IGN)
         name, code = ("SIGTERM", 143) if received else ("Ctrl-C", 130)
-        print(f"stopped by {name}; run the same command again to continue", file=sys.stderr)
+        print(f"stopped by {name}{CONTINUE if continues else ''}", file=sys.stderr)
         sys.exit(code)
 
 
 @contextmanager
 def signals_kept(*, ignored_meanwhile: bool = False) -> Iterator[None]:
-    """Restore the handlers of Ctrl-C and SIGTERM after calls that replace them, as Ray's start and end do."""
-    before = {number: signal.getsignal(number) for number in STOPS}
+    """Restore the handlers of Ctrl-C and SIGTERM after calls that replace them, as Ray's start and end do. Outside of
+    the main thread, which alone may replace them, there is nothing to restore."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: handler for number in STOPS if (handler := signal.getsignal(number)) is not None}
     try:
         for number in STOPS if ignored_meanwhile else ():
             signal.signal(number, signal.SIG_IGN)
@@ -76,7 +85,7 @@ def least_and_most(option: str, written: str) -> tuple[int, int]:
 
 
 def cannot_join(address: str, error: Exception) -> ConfigError:
-    """What is told where the Ray that RAY_ADDRESS names does not let us in; Ray's errors are of many classes."""
+    """Say that the Ray which RAY_ADDRESS names does not let us in; Ray's errors are of many classes."""
     return ConfigError(
         f"cannot join the Ray at {address} ({first_line(error)}); start it, or mend or unset RAY_ADDRESS; "
         "where it wants a token, set RAY_AUTH_MODE=token"
@@ -84,7 +93,7 @@ def cannot_join(address: str, error: Exception) -> ConfigError:
 
 
 def cannot_start(error: Exception) -> ConfigError:
-    """What is told where a local Ray does not come up."""
+    """Say that a local Ray did not start, and where its logs are."""
     return ConfigError(
         f"a local Ray did not start ({first_line(error)}); its logs are in /tmp/ray/session_latest/logs; "
         "where the machine is busy, run the same command again later"

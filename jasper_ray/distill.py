@@ -21,6 +21,7 @@ from jasper_ray.data.checking import check_sources
 from jasper_ray.data.order import batches_in_pass, left_over, plan_visits
 from jasper_ray.data.shards import first_rows
 from jasper_ray.dry_run import least_resources
+from jasper_ray.encoders.precision import overridden_precision
 from jasper_ray.evaluation import Scoreboard, SetData, of_texts, read_sets
 from jasper_ray.pipelines.corpus import prepare_corpus, tell_corpus
 from jasper_ray.pipelines.heads import fit_heads
@@ -29,14 +30,14 @@ from jasper_ray.pipelines.heldout_pairs import HeldOutPairs
 from jasper_ray.pipelines.label import Labeller
 from jasper_ray.pipelines.measure import measure_student, measure_teachers
 from jasper_ray.pipelines.pair_label import PairLabeller
-from jasper_ray.pipelines.precision import in_precisions, measured, starts_ray
+from jasper_ray.pipelines.precision import in_precisions, measuring, starts_ray
 from jasper_ray.pipelines.session import ray_session
 from jasper_ray.pipelines.sight import Sight, open_sight
 from jasper_ray.pipelines.start import base_weights, write_start
 from jasper_ray.pipelines.targets import TargetCache
 from jasper_ray.pipelines.tower_ridge import measure_tower_ridge
 from jasper_ray.recipe import CachedTargets, Recipe, RidgeHeads, Stage
-from jasper_ray.recipe.machine import with_gpus
+from jasper_ray.recipe.machine import gpus_in_words, with_gpus
 from jasper_ray.runs import RunFolder, publish, stage_fingerprints
 from jasper_ray.teachers import described
 from jasper_ray.training.feed import Feed, ImageFeed, TextFeed
@@ -71,15 +72,24 @@ def distill(recipe: Recipe, folder: Path) -> Finished:
         if recipe.images:
             check_pair_sources(recipe.images)
         check_patterns(recipe)
+        overridden_precision()
         weights = [teacher.weights() for teacher in recipe.teachers]
     alone = starts_ray()
-    recipe = with_gpus(recipe, torch.cuda.device_count() if alone else 0)
+    recipe = on_gpus(recipe, torch.cuda.device_count() if alone and torch.cuda.is_available() else 0)
     run.open()
     with run.locked(), ray_session(*least_resources(recipe)):
-        recipe = in_precisions(recipe, run.precisions(), partial(measured, alone))
+        recipe = in_precisions(recipe, run.precisions(), measuring(alone))
         teachers = [described(*pair) for pair in zip(recipe.teachers, weights, strict=True)]
         run.check_teachers(teachers)
         return Distillation(pinned(recipe, teachers), run, teachers, sets).finish()
+
+
+def on_gpus(recipe: Recipe, gpus: int) -> Recipe:
+    """The recipe with every number of GPUs decided for this machine's; it is logged who takes how much of them."""
+    recipe = with_gpus(recipe, gpus)
+    if gpus:
+        logger.info("%s", gpus_in_words(recipe, gpus))
+    return recipe
 
 
 def pinned(recipe: Recipe, teachers: Sequence[dict[str, Any]]) -> Recipe:
@@ -122,25 +132,23 @@ class Distillation:
         self.labeller = self.labeller_in(run.targets(recipe), teachers)
         self.scoreboard = Scoreboard(run.evaluation, sets)
         tell_corpus(self.manifest)
-        self.heldout: HeldOut | None = self.label_first(self.labeller_in(run.heldout, teachers))
+        self.heldout: HeldOut | None = self.label_first(teachers)
 
     def labeller_in(self, cache: Path | None, teachers: Sequence[dict[str, Any]]) -> Labeller:
-        """A labeller that keeps vectors below `cache`, or nowhere."""
-        folders = [cache / f"{t['name']}-{t['identity']}" if cache else None for t in teachers]
-        caches = tuple(TargetCache(folder) if folder else None for folder in folders)
-        return Labeller(self.recipe.teachers, caches, self.run.corpus)
+        """A labeller that keeps vectors below `cache`, or nowhere; those of held-out texts it keeps in the run."""
+        names = [f"{teacher['name']}-{teacher['identity']}" for teacher in teachers]
+        heldout = [{shard.sha256: self.run.heldout / name for shard in self.manifest.heldout} for name in names]
+        caches = [TargetCache(cache / n, apart) if cache else None for n, apart in zip(names, heldout, strict=True)]
+        return Labeller(self.recipe.teachers, tuple(caches), self.run.corpus)
 
-    def label_first(self, heldout: Labeller) -> HeldOut | None:
+    def label_first(self, teachers: Sequence[dict[str, Any]]) -> HeldOut | None:
         """Label the held-out texts, and where vectors are kept every training text that a step to come will ask for:
-        each teacher is then loaded once, and none is in the way of training."""
-        shards, check = self.manifest.heldout, partial(check_full_head, self.recipe.student.heads[0])
-        check_rows(shards)
+        each teacher is then loaded once, and none takes processors from training."""
+        check_rows(self.manifest.heldout)
+        shards, labeller = list(self.manifest.heldout), self.labeller_in(self.run.heldout, teachers)
         if isinstance(self.recipe.targets, CachedTargets):
-            missing = [shard for shard in shards if not heldout.holds(shard)]
-            self.labeller.fill([*missing, *self.shards_to_come()], check)
-            heldout.take(self.labeller, missing)
-        else:
-            heldout.fill(shards, check)
+            shards, labeller = [*shards, *self.shards_to_come()], self.labeller
+        labeller.fill(shards, partial(check_full_head, self.recipe.student.heads[0]))
         return read_heldout(self.run.path)
 
     def shards_to_come(self) -> list[Shard]:
@@ -299,7 +307,10 @@ class Distillation:
     def remote(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Call a function on the cluster, with what one training worker reserves."""
         stage = self.recipe.stages[0]
-        task = ray.remote(function).options(num_cpus=stage.cpus_per_worker, num_gpus=stage.gpus, max_retries=2)
+        calls = 1 if stage.gpus else 0  # a process that lives on would keep the GPU's memory
+        task = ray.remote(max_calls=calls)(function).options(
+            num_cpus=stage.cpus_per_worker, num_gpus=stage.gpus, max_retries=2
+        )
         return ray.get(task.remote(*arguments))
 
 

@@ -64,9 +64,9 @@ class TeacherPool(EncoderPool):
 
     @property
     def gpus_per_copy(self) -> float:
-        return known_gpus(self.gpus)
+        return decided_gpus(self.gpus)
 
 
-def known_gpus(gpus: Gpus) -> float:
-    """GPUs that a setting reserves; none while `auto` is undecided."""
-    return 0.0 if gpus == "auto" else gpus
+def decided_gpus(gpus: Gpus, share: float = 0.0) -> float:
+    """GPUs that a setting reserves: the share where it says `auto`, which is none while it is undecided."""
+    return share if gpus == "auto" else gpus

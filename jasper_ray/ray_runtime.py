@@ -8,13 +8,16 @@ from __future__ import annotations
 import logging
 import os
 import signal
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import cached_property, partial
 from operator import attrgetter
 from typing import Any
 
 import ray
+from ray import cloudpickle
 from ray._private import ray_constants, worker
 from ray.data._internal.execution.operators.actor_pool_map_operator import ActorPoolMapOperator
+from ray.data._internal.execution.operators.map_operator import MapOperator
 
 from jasper_ray.command import signals_kept
 
@@ -23,6 +26,8 @@ STARTING_AT_ONCE = 8
 processors: a run on a laptop has more processes than that, most of which only wait."""
 
 
+INLINED_BYTES = 64 << 10
+"""Arguments below this travel with a call; Ray's own bound is 100 KiB."""
 MANY_PROCESSES = "PYTHON worker processes have been started on node"
 """In the message of a node that has started four times as many processes as it has processors."""
 
@@ -68,10 +73,18 @@ def stop_ray() -> None:
 
 
 def hand_over_by_value() -> None:
-    """Let the actors of Ray Data's pools get their constructor arguments by value, some KiB each.
+    """Let the actors of Ray Data's pools get small constructor arguments by value.
 
     Ray Data passes references to objects in the store, without which a lost actor cannot be built again; Ray's core
-    warns of that in every run.
+    warns of that in every run. Large values go into the store either way, and would be forgotten once an actor has
+    started: these keep Ray Data's reference, which lives as long as the pool.
     """
-    ActorPoolMapOperator._data_context_ref = property(attrgetter("data_context"))
-    ActorPoolMapOperator._map_transformer_ref = property(attrgetter("_map_transformer"))
+    for name, value in (("_data_context_ref", "data_context"), ("_map_transformer_ref", "_map_transformer")):
+        handed = cached_property(partial(small_or_held, attrgetter(value), MapOperator.__dict__[name].func))
+        handed.__set_name__(ActorPoolMapOperator, name)  # as Python does where a class defines it
+        setattr(ActorPoolMapOperator, name, handed)
+
+
+def small_or_held(value: Callable[[Any], Any], held: Callable[[Any], Any], operator: Any) -> Any:
+    """What an operator hands to its actors: a value, or where that is large a reference that the operator holds."""
+    return value(operator) if len(cloudpickle.dumps(value(operator))) < INLINED_BYTES else held(operator)

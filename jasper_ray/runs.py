@@ -120,11 +120,11 @@ class RunFolder:
 
     def keep(self, recipe: Recipe, teachers: Sequence[dict[str, Any]]) -> None:
         """Write down what runs here, once nothing speaks against it."""
+        write_text(self.recipe_file, dump_recipe(recipe))  # first: it has the precisions of the teachers' identities
         write_text(self.pinned_teachers, as_json(list(teachers)))
-        write_text(self.recipe_file, dump_recipe(recipe))
 
     def precisions(self) -> dict[str, Dtype]:
-        """In what the parts of this run compute that have begun, by name; nothing for a new run.
+        """The precision of each part by name, as this run's recipe.yaml has it; nothing for a new run.
 
         Raises:
             ConfigError: its recipe.yaml cannot be read.

@@ -66,7 +66,7 @@ def add_vectors(parser: argparse.ArgumentParser) -> None:
         "--precision",
         default="auto",
         choices=["auto", "float32", "bfloat16", "float16"],
-        help="what the model computes in (auto: bfloat16 where the device has it and a sample agrees with float32)",
+        help="precision of the model (auto: bfloat16 where the device is fast in it and a sample agrees with float32)",
     )
 
 
@@ -119,4 +119,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    command.run(main)
+    command.run(main, continues=True)

@@ -88,8 +88,9 @@ def main() -> None:
     pairs = heldout_pairs_of(run) if run else None
     records = []
     for model in options.model:
-        print(f"measuring {model}", file=sys.stderr)
-        encoder = load_encoder(model, options.device, precise(options.dtype, options.device))
+        dtype = precise(options.dtype, options.device)
+        print(f"measuring {model} in {dtype}", file=sys.stderr)
+        encoder = load_encoder(model, options.device, dtype)
         name_unseen(model, encoder, sets, heldout is not None)
         scores = evaluate(encoder, sets, options.dim)
         if heldout:

@@ -40,7 +40,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
         "--precision",
         default="auto",
         choices=["auto", "float32", "bfloat16", "float16"],
-        help="what the model computes in (auto: bfloat16 where the device has it and sentences agree with float32)",
+        help="precision of the model (auto: bfloat16 where the device is fast in it and sentences agree with float32)",
     )
     group.add_argument("--ranges", metavar="DIR", help="output folder of jobs/embed.py whose int8 ranges are used")
     group.add_argument("--batch-tokens", type=int, metavar="N", help="tokens at once (1024; on a GPU 65536)")

@@ -13,6 +13,11 @@ import pytest
 if TYPE_CHECKING:
     from small_run import SmallRun
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # several processes share the processors: read before torch is imported
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+SERVE = {"test_cluster", "test_serve"}
+"""Files whose tests take ports that a machine has once."""
 TESTS = str(Path(__file__).parent)
 """Where workers find what tests have defined."""
 
@@ -65,9 +70,13 @@ def uses_shared_ray(item: pytest.Item) -> bool:
     return "shared_ray" in getattr(item, "fixturenames", ())
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests on the shared Ray come last, in the order they had: those before them may start a Ray of their own."""
+    """Tests on the shared Ray come last, in the order they had: those before them may start a Ray of their own. Where
+    two processes run the tests, a file goes to one of them, and so do all that serve: HAProxy's ports are fixed."""
     items.sort(key=uses_shared_ray)
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group("serve" if item.path.stem in SERVE else item.path.stem))
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -13,7 +13,17 @@ from small_run import recipe_values, stage
 from jasper_ray.dry_run import least_resources
 from jasper_ray.pipelines.precision import in_precisions
 from jasper_ray.recipe import Recipe, load_recipe, parse_recipe, shipped_recipes
-from jasper_ray.recipe.machine import Measured, Part, decide, in_words, parts, shares, with_gpus, with_precisions
+from jasper_ray.recipe.machine import (
+    Measured,
+    Part,
+    decide,
+    gpus_in_words,
+    in_words,
+    parts,
+    shares,
+    with_gpus,
+    with_precisions,
+)
 from jasper_ray.runs import RunFolder, stage_fingerprints
 from jasper_ray.teachers import described
 
@@ -59,6 +69,16 @@ def test_shares_find_room_on_whole_gpus(gpus: int, workers: int, copies: int) ->
     assert not copy or copies <= slots * int(1 / copy)
 
 
+def test_more_workers_than_gpus_leave_them_to_the_teachers() -> None:
+    assert shares(4, 8, 3) == (0, 1)
+    assert shares(8, 8, 1) == (1, 0)
+
+
+def test_who_takes_how_much_of_the_gpus_is_said(values: dict[str, Any]) -> None:
+    told = "1 GPUs here, of which a worker or a copy takes 0.5 for stage one, stage two, teacher all-MiniLM-L6-v2"
+    assert gpus_in_words(with_gpus(parse_recipe(values, "test"), 1), 1) == told
+
+
 @pytest.mark.parametrize("name", shipped_recipes())
 def test_on_one_gpu_no_shipped_recipe_asks_for_more_than_it_did(name: str) -> None:
     recipe = load_recipe(name)
@@ -100,14 +120,16 @@ def part(precision: Any) -> Part:
 def test_auto_takes_what_the_device_is_fast_in_and_says_so() -> None:
     slow = decide(part("auto"), {}, lambda *_: SLOW)
     assert (slow.precision, slow.slow) == ("float32", False)
-    assert slow.reason == "float32; bfloat16 takes 88.0 times as long here"
-    assert decide(part("auto"), {}, lambda *_: FAST).reason == "bfloat16; bfloat16 is 2.0 times as fast here"
+    assert slow.reason == "float32; bfloat16 takes 88 times as long as float32 here"
+    assert decide(part("auto"), {}, lambda *_: FAST).reason == "bfloat16; bfloat16 is 2 times as fast as float32 here"
 
 
 def test_a_run_goes_on_in_the_precision_that_it_began_with() -> None:
     kept = decide(part("auto"), {"stage one": "bfloat16"}, lambda *_: SLOW)
     assert kept.precision == "bfloat16"
-    assert kept.reason == "bfloat16, in which this run began; auto would take float32 here"
+    assert kept.slow
+    factor = "bfloat16 takes 88 times as long as float32 here"
+    assert kept.reason == f"bfloat16, in which this run began; a new run would take float32, for {factor}"
     same = decide(part("auto"), {"stage one": "bfloat16"}, lambda *_: FAST)
     assert same == decide(part("auto"), {}, lambda *_: FAST)
 
@@ -122,7 +144,7 @@ def test_a_run_that_goes_on_where_auto_would_choose_otherwise_has_the_same_teach
     caplog.set_level(logging.INFO)
     continued = in_precisions(recipe, run.precisions(), lambda *_: SLOW)
     assert "stage one, stage two" in caplog.text
-    assert "bfloat16, in which this run began; auto would take float32 here" in caplog.text
+    assert "bfloat16, in which this run began; a new run would take float32" in caplog.text
     run.check_teachers(identities(continued))
     prints = [stage_fingerprints(one, identities(one), "corpus") for one in (begun, continued)]
     assert prints[0] == prints[1]
@@ -148,7 +170,7 @@ def test_a_run_of_an_earlier_version_goes_on_in_what_its_recipe_said(values: dic
 def test_a_recipe_that_insists_on_a_slow_precision_is_obeyed_and_warned() -> None:
     insists = decide(part("bfloat16"), {"stage one": "float32"}, lambda *_: SLOW)
     assert (insists.precision, insists.slow) == ("bfloat16", True)
-    told = "the recipe insists on bfloat16, which takes 88.0 times as long as float32 here; auto would take float32"
+    told = "the recipe insists on bfloat16, which takes 88 times as long as float32 here; auto would take float32"
     assert insists.reason == told
     assert not decide(part("bfloat16"), {}, lambda *_: FAST).slow
     assert decide(part("float32"), {}, lambda *_: FAST).reason == ""
@@ -156,4 +178,4 @@ def test_a_recipe_that_insists_on_a_slow_precision_is_obeyed_and_warned() -> Non
 
 def test_parts_with_one_reason_share_a_line() -> None:
     decisions = [decide(Part(name, "auto", False, False), {}, lambda *_: SLOW) for name in ("a", "b")]
-    assert in_words(decisions) == ["a, b: float32; bfloat16 takes 88.0 times as long here"]
+    assert in_words(decisions) == ["a, b: float32; bfloat16 takes 88 times as long as float32 here"]

@@ -14,7 +14,7 @@ from jasper_ray.encoders.precision import bfloat16_speed, fast_precision, precis
 
 @pytest.fixture(autouse=True)
 def nothing_decided(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.delenv(precision.DECIDED, raising=False)
+    monkeypatch.delenv(precision.OVERRIDE, raising=False)
     bfloat16_speed.cache_clear()
     yield
     bfloat16_speed.cache_clear()
@@ -55,8 +55,8 @@ def test_who_asks_for_a_precision_gets_it_unmeasured(asked: str, monkeypatch: py
 def test_the_environment_decides_what_auto_is(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(precision, "bfloat16_speed", None)
     for decided in ("bfloat16", "float32"):
-        monkeypatch.setenv(precision.DECIDED, decided)
+        monkeypatch.setenv(precision.OVERRIDE, decided)
         assert precise("auto", "cpu") == decided
-    monkeypatch.setenv(precision.DECIDED, "bf16")
+    monkeypatch.setenv(precision.OVERRIDE, "bf16")
     with pytest.raises(ConfigError, match="JASPER_RAY_PRECISION is 'bf16'; expected float32 or bfloat16"):
         fast_precision("cpu")

@@ -66,9 +66,10 @@ def test_half_a_file_never_has_a_shards_name(cache: TargetCache, monkeypatch: py
 def test_a_damaged_file_is_named(cache: TargetCache, damage: bytes) -> None:
     cache.write(SHARD, IDS, VECTORS_ND)
     cache.file(SHARD).write_bytes(damage)
-    with pytest.raises(ConfigError, match=rf"{SHARD}\.parquet' cannot be read \(.*\); delete that file") as caught:
-        cache.read(SHARD, IDS)
-    assert "\n" not in str(caught.value)
+    for look in (lambda: cache.read(SHARD, IDS), lambda: cache.size(SHARD)):
+        with pytest.raises(ConfigError, match=rf"{SHARD}\.parquet' cannot be read \(.*\); delete that file") as caught:
+            look()
+        assert "\n" not in str(caught.value)
 
 
 def test_a_file_cut_short_is_named(cache: TargetCache) -> None:
@@ -91,3 +92,16 @@ def test_vectors_of_other_texts_are_refused(cache: TargetCache, ids: list[str]) 
     cache.write(SHARD, IDS, VECTORS_ND)
     with pytest.raises(ConfigError, match="are about other texts; delete that file"):
         cache.read(SHARD, ids)
+
+
+def test_some_shards_may_be_kept_apart(tmp_path: Path) -> None:
+    other = "e" * 64
+    cache = TargetCache(tmp_path / "targets", {SHARD: tmp_path / "heldout"})
+    assert cache.held() == set()
+    for shard in (SHARD, other):
+        cache.write(shard, IDS, VECTORS_ND)
+    assert cache.held() == {SHARD, other}
+    assert cache.size(SHARD) == 24
+    assert TargetCache(tmp_path / "targets").held() == {other}
+    assert TargetCache(tmp_path / "heldout").held() == {SHARD}
+    assert TargetCache(tmp_path / "heldout", {SHARD: tmp_path / "targets"}).held() == set()  # not in its place

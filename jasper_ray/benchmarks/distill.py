@@ -19,7 +19,7 @@ from jasper_ray.benchmarks import ours, usual
 from jasper_ray.benchmarks.process import in_fresh_process
 from jasper_ray.benchmarks.table import table
 from jasper_ray.benchmarks.work import Work, comparable, last_on_texts, names, sizes
-from jasper_ray.pipelines.precision import here, in_precisions
+from jasper_ray.pipelines.precision import in_precisions, measuring
 from jasper_ray.recipe import Recipe
 
 logger = logging.getLogger(__name__)
@@ -73,7 +73,7 @@ def benchmark_distill(recipe: Recipe, rows: int, rounds: int, threads: int, fold
         ConfigError: the corpus has fewer than `rows` texts, or a package that the usual way needs is missing.
     """
     usual.check_installed()
-    recipe = in_precisions(recipe, {}, here)
+    recipe = in_precisions(recipe, {}, measuring(alone=True))
     short, long, shard_rows = sizes(rows, recipe.corpus.shard_rows, last_on_texts(recipe).batch_size)
     work = Work(comparable(recipe, shard_rows), folder, threads)
     in_fresh_process(ours.prepare, work)

@@ -24,7 +24,7 @@ from jasper_ray.dry_run import trained_parameters
 from jasper_ray.images import decode
 from jasper_ray.models.student import Student, StudentSettings, build_student
 from jasper_ray.models.vision import build_vision
-from jasper_ray.pipelines.precision import here, in_precisions
+from jasper_ray.pipelines.precision import in_precisions, measuring
 from jasper_ray.recipe import Recipe, Stage
 from jasper_ray.runs import StageFolder
 from jasper_ray.training.feed import MicroBatch, TextFeed
@@ -64,7 +64,7 @@ def benchmark_train(
     """
     if steps < 1:
         raise ConfigError(f"--steps is {steps}, but at least one step must be timed")
-    recipe = in_precisions(recipe, {}, here)
+    recipe = in_precisions(recipe, {}, measuring(alone=True))
     student = without_download(recipe.student)
     tokens = tokens or student.max_length
     stages = [alone(stage, batch or stage.micro_rows, steps) for stage in recipe.stages]

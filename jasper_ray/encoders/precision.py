@@ -1,4 +1,4 @@
-"""Which precision a model computes in where nobody says so.
+"""The precision that a model computes in where nobody names one.
 
 A device is measured, for what it says of itself does not tell: processors without bfloat16 compute in it all the same,
 up to a hundred times slower, and which flag tells them apart differs between systems.
@@ -28,7 +28,7 @@ ROUNDS = 5
 """Times that the layer is measured; the fastest counts, since other programs only ever slow it down."""
 SIZES = {"cpu": (64, 384), "cuda": (4096, 2048)}
 """Rows and width of the measured layer: milliseconds of work, and enough of it to fill the device."""
-DECIDED = "JASPER_RAY_PRECISION"
+OVERRIDE = "JASPER_RAY_PRECISION"
 """Environment variable that decides in place of a measurement."""
 
 
@@ -43,13 +43,28 @@ def fast_precision(device: str | None, learning: bool = False) -> Dtype:
     Raises:
         ConfigError: the variable names neither.
     """
-    decided = os.environ.get(DECIDED, "")
-    if decided in ("float32", "bfloat16"):
-        return decided  # type: ignore[return-value]
-    if decided:
-        raise ConfigError(f"{DECIDED} is {decided!r}; expected float32 or bfloat16, or leave it unset")
     kind = device_type(device)
-    return "bfloat16" if kind in SIZES and bfloat16_speed(kind, learning) >= WORTH else "float32"
+    overridden = overridden_precision()
+    return overridden or worth_precision(bfloat16_speed(kind, learning) if kind in SIZES else 1.0)
+
+
+def overridden_precision() -> Dtype | None:
+    """Read JASPER_RAY_PRECISION, which decides in place of a measurement; None where it is unset.
+
+    Raises:
+        ConfigError: the variable names no precision that `auto` may take.
+    """
+    decided = os.environ.get(OVERRIDE)
+    if not decided:
+        return None
+    if decided not in ("float32", "bfloat16"):
+        raise ConfigError(f"{OVERRIDE} is {decided!r}; expected float32 or bfloat16, or leave it unset")
+    return decided  # type: ignore[return-value]
+
+
+def worth_precision(speed: float) -> Dtype:
+    """bfloat16 where it is so many times as fast as float32 that its rounding is worth it."""
+    return "bfloat16" if speed >= WORTH else "float32"
 
 
 @cache

@@ -50,9 +50,10 @@ def stream(
         memory = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Memory).remote(
             int(settings.unique_gib * 2**30)
         )
+    tokenizing = ray.put(examined.tokenizing)  # held here as long as the pool lives: a lost reader needs it again
     blocks: Dataset = dataset.map_batches(
         ReadBlocks,
-        fn_constructor_args=(settings, examined.tokenizing),
+        fn_constructor_args=(settings, tokenizing),
         batch_size=1,
         compute=pool_strategy(settings.readers),
         num_cpus=settings.readers.cpus,

@@ -23,7 +23,7 @@ from ray.data import ActorPoolStrategy, Dataset, TaskPoolStrategy
 from jasper_ray.data import Shard
 from jasper_ray.data.order import Visit
 from jasper_ray.pipelines.session import own_device, set_up_data
-from jasper_ray.pipelines.shards import Batch, ReadShard, ReadTargets, arrange, with_vectors
+from jasper_ray.pipelines.shards import Batch, ReadShard, ReadTargets, arrange, summary, with_vectors
 from jasper_ray.pipelines.targets import TargetCache
 from jasper_ray.pool import Pool
 from jasper_ray.teachers import OwnEncoder, OwnTeacher, Teacher, TeacherEncoder, open_teacher
@@ -63,34 +63,24 @@ class Labeller:
 
     def fill(self, shards: Sequence[Shard], check: Callable[[dict[str, int]], None]) -> None:
         """Label what the caches do not hold of the shards, all in one go: each teacher is loaded once. `check` is given
-        the size of each teacher's vectors as soon as a shard is labelled, and may raise."""
-        for shard in list(filter(self.holds, shards))[:1]:
-            check(self.sizes(shard))
-        missing = [shard for shard in shards if not self.holds(shard)]
-        if not missing:
-            return
-        rows = sum(shard.rows for shard in missing)
+        the size of each teacher's vectors, of the first shard that is held or labelled and of all that follow; it may
+        raise."""
+        held = set[str].intersection(*(cache.held() if cache else set() for cache in self.caches))
+        for shard in [shard for shard in shards if shard.sha256 in held][:1]:
+            check({t.name: c.size(shard.sha256) for t, c in zip(self.teachers, self.caches, strict=True) if c})
+        missing = [shard for shard in shards if shard.sha256 not in held]
+        if missing:
+            self.fill_with(missing, check)
+
+    def fill_with(self, missing: Sequence[Shard], check: Callable[[dict[str, int]], None]) -> None:
+        """Label shards into the caches; the vectors themselves are dropped."""
+        rows, done = sum(shard.rows for shard in missing), 0
         logger.info("labelling %d texts with %s", rows, ", ".join(teacher.name for teacher in self.teachers))
-        with telling("labelling", lambda: f"{sum(map(self.holds, missing))} of {len(missing)} shards"):
-            for number, _ in enumerate(self.label_shards(missing).iter_internal_ref_bundles()):
-                if number == 0:  # what counts is in the caches; here it only comes by
-                    check(self.sizes(next(filter(self.holds, missing))))
-
-    def sizes(self, shard: Shard) -> dict[str, int]:
-        """The size of each teacher's vectors, from a shard that the caches hold."""
-        caches = zip(self.teachers, self.caches, strict=True)
-        return {teacher.name: cache.size(shard.sha256) for teacher, cache in caches if cache}
-
-    def take(self, other: Labeller, shards: Sequence[Shard]) -> None:
-        """Keep what the caches of another labeller of the same teachers hold of the shards."""
-        for mine, theirs in zip(self.caches, other.caches, strict=True):
-            for shard in shards:
-                if mine and theirs:
-                    mine.take(theirs, shard.sha256)
-
-    def holds(self, shard: Shard) -> bool:
-        """Whether every teacher's vectors of a shard are in its cache."""
-        return all(cache is not None and cache.holds(shard.sha256) for cache in self.caches)
+        labelled = self.label_shards(missing).map_batches(summary, batch_size=None, **LIGHT_TASK)
+        with telling("labelling", lambda: f"{done:,} of {rows:,} texts"):
+            for record in labelled.iter_rows():
+                done += record.pop("rows")
+                check(record)
 
     def stream(self, visits: Sequence[Visit], block_rows: int) -> Dataset:
         """`label` in the order of `position`, in blocks of exactly `block_rows`: training workers take them in turn."""

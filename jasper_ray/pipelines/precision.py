@@ -1,4 +1,4 @@
-"""In which precisions a run computes: what its devices are fast in is measured, where they are."""
+"""Precisions of a run, measured on the devices that will compute."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from functools import cache
 
 import ray
 
-from jasper_ray.encoders.precision import bfloat16_speed, fast_precision
+from jasper_ray.encoders.precision import bfloat16_speed, overridden_precision, worth_precision
 from jasper_ray.recipe import Recipe
 from jasper_ray.recipe.machine import Measure, Measured, decide, in_words, parts, with_precisions
 from jasper_ray.vectors import Dtype
+from jasper_ray.waiting import telling
 
 logger = logging.getLogger(__name__)
 
@@ -31,22 +32,31 @@ def in_precisions(recipe: Recipe, kept: Mapping[str, Dtype], measure: Measure) -
 
 
 def starts_ray() -> bool:
-    """Whether a session that begins now starts a Ray on this machine, instead of joining one."""
+    """Tell whether a session that begins now starts a Ray on this machine, instead of joining one."""
     return not ray.is_initialized() and not os.environ.get("RAY_ADDRESS")
 
 
-@cache
-def measured(alone: bool, on_gpu: bool, learns: bool) -> Measured:
-    """What a device of the session is fast in. `alone`: the session is this machine's, so its processors are at hand;
-    all else is measured in a task, whose process ends with it and frees a GPU's memory."""
-    if alone and not on_gpu:
-        return here(on_gpu, learns)
-    task = ray.remote(max_calls=1)(here).options(num_gpus=LITTLE if on_gpu else 0)
-    found: Measured = ray.get(task.remote(on_gpu, learns))
-    return found
+def measuring(alone: bool) -> Measure:
+    """A way to measure the devices of a session, each once. `alone`: the session is this machine's, so its processors
+    are at hand. All else is measured in a task, whose process ends with it and frees a GPU's memory."""
+
+    @cache
+    def speeds(on_gpu: bool) -> tuple[float, float]:
+        if alone and not on_gpu:
+            return speeds_here(on_gpu)
+        task = ray.remote(max_calls=1)(speeds_here).options(num_gpus=LITTLE if on_gpu else 0)
+        with telling("measuring a GPU" if on_gpu else "measuring a processor"):
+            found: tuple[float, float] = ray.get(task.remote(on_gpu))
+        return found
+
+    def measure(on_gpu: bool, learns: bool) -> Measured:
+        speed = speeds(on_gpu)[learns]
+        return Measured(overridden_precision() or worth_precision(speed), speed)
+
+    return measure
 
 
-def here(on_gpu: bool, learns: bool) -> Measured:
-    """What a device of this process is fast in."""
+def speeds_here(on_gpu: bool) -> tuple[float, float]:
+    """Measure a device of this process: how many times as fast it is in bfloat16, forward alone and with gradients."""
     device = "cuda" if on_gpu else "cpu"
-    return Measured(fast_precision(device, learns), bfloat16_speed(device, learns))
+    return bfloat16_speed(device), bfloat16_speed(device, learning=True)

@@ -61,10 +61,11 @@ def scan_row(row: dict[str, Any], columns: Columns, block_rows: int) -> dict[str
 class ReadBlocks:
     """Spans become blocks: read, checked, tokenised."""
 
-    def __init__(self, settings: EmbedSettings, tokenizing: bytes) -> None:
+    def __init__(self, settings: EmbedSettings, tokenizing: ray.ObjectRef[bytes]) -> None:
         os.environ["TOKENIZERS_PARALLELISM"] = "false"  # more readers, not more threads
         self.settings = settings
-        self.preparation = Preparation(pickle.loads(tokenizing), settings.truncate, settings.id_column, settings.carry)
+        found = pickle.loads(ray.get(tokenizing))
+        self.preparation = Preparation(found, settings.truncate, settings.id_column, settings.carry)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> Iterator[pa.Table]:
         span: Span = pickle.loads(batch["span"][0])

@@ -72,6 +72,13 @@ def with_vectors(batch: Batch, teacher: str, vectors_ND: np.ndarray, seconds: fl
     return {**batch, vector_column(teacher): vectors_ND, seconds_column(teacher): np.full(rows, seconds, np.float32)}
 
 
+def summary(batch: Batch) -> Batch:
+    """One row: how many rows a labelled shard has, and the size of each teacher's vectors."""
+    prefix = vector_column("")
+    sizes = {name.removeprefix(prefix): column.shape[1] for name, column in batch.items() if name.startswith(prefix)}
+    return {name: np.array([number]) for name, number in {"rows": len(batch["id"]), **sizes}.items()}
+
+
 def arrange(batch: Batch) -> Batch:
     """A shard's rows that its visit uses, in the visit's order."""
     used = np.flatnonzero(batch["position"] >= 0)

@@ -10,8 +10,7 @@ changed text is another shard, hence another file. Files appear whole, so whatev
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,24 +22,26 @@ from jasper_ray.whole import whole_file
 
 
 class TargetCache:
-    """One teacher's vectors on disk."""
+    """One teacher's vectors on disk; those of some shards may be kept in a folder of their own."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, apart: Mapping[str, Path] | None = None) -> None:
         self.folder = folder
+        self.apart = dict(apart or {})
+        """Folders of shards that are not kept in `folder`, by the shards' hashes."""
 
     def file(self, shard_sha256: str) -> Path:
         """Where a shard's vectors are kept."""
-        return self.folder / f"{shard_sha256}.parquet"
+        return self.apart.get(shard_sha256, self.folder) / f"{shard_sha256}.parquet"
+
+    def held(self) -> set[str]:
+        """Hashes of the shards that are here, from one look at each folder."""
+        folders = {self.folder, *self.apart.values()}
+        seen = {folder: {path.stem for path in folder.glob("*.parquet")} for folder in folders}
+        return {name for folder in folders for name in seen[folder] if self.apart.get(name, self.folder) == folder}
 
     def holds(self, shard_sha256: str) -> bool:
         """Whether they are there."""
         return self.file(shard_sha256).is_file()
-
-    def take(self, other: TargetCache, shard_sha256: str) -> None:
-        """Keep the vectors that another cache of this teacher holds of a shard; the file appears whole."""
-        if not self.holds(shard_sha256):
-            with whole_file(self.file(shard_sha256)) as staging:
-                shutil.copyfile(other.file(shard_sha256), staging)
 
     def write(self, shard_sha256: str, ids: Sequence[str], vectors_ND: np.ndarray) -> None:
         """Keep a shard's vectors; the file appears whole."""
@@ -50,9 +51,12 @@ class TargetCache:
             pq.write_table(pa.table({"id": pa.array(ids, pa.string()), "vector": column}), staging, compression="none")
 
     def size(self, shard_sha256: str) -> int:
-        """D of a shard's vectors."""
-        vectors: pa.FixedSizeListType = pq.read_schema(self.file(shard_sha256)).field("vector").type
-        return int(vectors.list_size)
+        """D of a shard's vectors.
+
+        Raises:
+            ConfigError: the file is damaged.
+        """
+        return int(self._table(shard_sha256)["vector"].type.list_size)
 
     def read(self, shard_sha256: str, ids: Sequence[str]) -> np.ndarray:
         """A shard's vectors, float16 `[N, D]`.
@@ -60,6 +64,14 @@ class TargetCache:
         Raises:
             ConfigError: the file is damaged, or is not about these texts.
         """
+        table = self._table(shard_sha256)
+        if table["id"].to_pylist() != list(ids):
+            path = self.file(shard_sha256)
+            raise ConfigError(f"the cached targets in {str(path)!r} are about other texts; delete that file")
+        vectors = table["vector"].combine_chunks()
+        return vectors.flatten().to_numpy(zero_copy_only=False).reshape(len(table), -1)
+
+    def _table(self, shard_sha256: str) -> pa.Table:
         path = self.file(shard_sha256)
         try:
             table = pq.read_table(path)
@@ -72,7 +84,4 @@ class TargetCache:
                 f"{str(path)!r} has the columns {', '.join(table.column_names)}, and id and vector were expected; "
                 "delete that file"
             )
-        if table["id"].to_pylist() != list(ids):
-            raise ConfigError(f"the cached targets in {str(path)!r} are about other texts; delete that file")
-        vectors = table["vector"].combine_chunks()
-        return vectors.flatten().to_numpy(zero_copy_only=False).reshape(len(table), -1)
+        return table

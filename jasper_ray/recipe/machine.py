@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from jasper_ray.pool import Gpus, TeacherPool
+from jasper_ray.pool import TeacherPool, decided_gpus
 from jasper_ray.recipe.schema import Recipe
 from jasper_ray.vectors import Dtype, Precision
 
@@ -85,14 +85,16 @@ def decide(part: Part, kept: Mapping[str, Dtype], measure: Measure) -> Decision:
         return Decision(part, part.precision, "")
     here = measure(part.on_gpu, part.learns)
     slow = here.speed < 1
-    times = f"takes {1 / here.speed:.1f} times as long" if slow else f"is {here.speed:.1f} times as fast"
+    times = f"takes {1 / here.speed:.3g} times as long" if slow else f"is {here.speed:.3g} times as fast"
     if part.precision != "auto":
         insists = f"the recipe insists on bfloat16, which {times} as float32 here; auto would take float32"
         return Decision(part, part.precision, insists if slow else "", slow)
     began = kept.get(part.name, here.fast)
-    if began != here.fast:
-        return Decision(part, began, f"{began}, in which this run began; auto would take {here.fast} here")
-    return Decision(part, began, f"{began}; bfloat16 {times} here")
+    compared = f"bfloat16 {times} as float32 here"
+    if began == here.fast:
+        return Decision(part, began, f"{began}; {compared}")
+    told = f"{began}, in which this run began; a new run would take {here.fast}, for {compared}"
+    return Decision(part, began, told, slow and began == "bfloat16")
 
 
 def in_words(decisions: Sequence[Decision]) -> list[str]:
@@ -116,30 +118,34 @@ def with_gpus(recipe: Recipe, gpus: int) -> Recipe:
 
     def pooled(part: Any) -> Any:
         pool: TeacherPool = part.pool
-        return part.model_copy(update={"pool": pool.model_copy(update={"gpus": decided(pool.gpus, copy)})})
+        return part.model_copy(update={"pool": pool.model_copy(update={"gpus": decided_gpus(pool.gpus, copy)})})
 
-    stages = [s.model_copy(update={"gpus_per_worker": decided(s.gpus_per_worker, worker)}) for s in recipe.stages]
+    stages = [s.model_copy(update={"gpus_per_worker": decided_gpus(s.gpus_per_worker, worker)}) for s in recipe.stages]
     changes = {"teachers": tuple(map(pooled, recipe.teachers)), "stages": tuple(stages)}
     return recipe.model_copy(update={**changes, "images": recipe.images and pooled(recipe.images)})
 
 
-def decided(gpus: Gpus, share: float) -> float:
-    """What a setting says, or the share where it says `auto`."""
-    return share if gpus == "auto" else gpus
-
-
 def shares(gpus: int, workers: int, copies: int) -> tuple[float, float]:
     """GPUs of a training worker and of a teacher's copy: one each where that suffices. A lone worker shares its own,
-    several never do (NCCL refuses two on one GPU); for what finds no room processors remain."""
+    several never do (NCCL refuses two on one GPU); what finds no room runs on processors."""
     if workers + copies <= gpus:
         return 1.0, 1.0
     if workers == 1 and gpus:
         share = fraction(math.ceil((1 + copies) / gpus))
         return share, share
-    if workers > gpus:
-        return 0.0, 0.0
-    left = gpus - workers
-    return 1.0, fraction(math.ceil(copies / left)) if left else 0.0
+    trainers = workers if workers <= gpus else 0
+    left = gpus - trainers
+    return float(trainers > 0), fraction(math.ceil(copies / left)) if left else 0.0
+
+
+def gpus_in_words(recipe: Recipe, gpus: int) -> str:
+    """Who takes how much of this machine's GPUs."""
+    takes = {f"stage {stage.name}": stage.gpus for stage in recipe.stages}
+    takes |= {f"teacher {teacher.name}": teacher.pool.gpus_per_copy for teacher in recipe.teachers}
+    takes |= {"captions": recipe.images.pool.gpus_per_copy} if recipe.images else {}
+    shared = dict.fromkeys(takes.values())
+    listed = [f"{share:g} for {', '.join(n for n, s in takes.items() if s == share)}" for share in shared]
+    return f"{gpus} GPUs here, of which a worker or a copy takes {'; '.join(listed)}"
 
 
 def fraction(parts: int) -> float:

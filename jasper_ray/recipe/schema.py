@@ -44,7 +44,7 @@ class LiveTargets(Settings):
 
 
 class CachedTargets(Settings):
-    """The first pass labels and keeps; later passes, stages and runs read."""
+    """Teachers label before the first stage; every pass, and later runs, read."""
 
     type: Literal["cached"]
     path: str | None = None

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from jasper_ray.config import ConfigError, Settings
 from jasper_ray.losses import HeadLosses
-from jasper_ray.pool import Gpus, known_gpus
+from jasper_ray.pool import Gpus, decided_gpus
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
 
@@ -109,7 +109,7 @@ class Stage(Settings):
     @property
     def gpus(self) -> float:
         """GPUs reserved for a worker; none while `auto` is undecided."""
-        return known_gpus(self.gpus_per_worker)
+        return decided_gpus(self.gpus_per_worker)
 
     @property
     def torch_threads(self) -> int:

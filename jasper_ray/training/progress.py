@@ -58,12 +58,10 @@ class Progress:
         return progress_line(self.name, self.unit, fresh, self.total_steps)
 
     def waiting_for(self) -> str:
-        """What happens while no step ends."""
-        if self.first:
-            return "waiting for the first batch"
-        if self.shown + 1 < self.total_steps:
-            return f"working on step {self.shown + 2}/{self.total_steps}"
-        return "writing the student"
+        """Name the work that goes on between two steps."""
+        if self.shown + 1 == self.total_steps:
+            return "writing the student"
+        return "waiting for the first batch" if self.first else f"working on step {self.shown + 2}/{self.total_steps}"
 
 
 def last_step(metrics: Path) -> int:
