@@ -6,8 +6,9 @@ BIN    := $(VENV)/bin
 RUNS   := $(VENV)/installed-to-run
 STAMP  := $(VENV)/installed
 PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet --quiet
-# Modules are compiled as they are imported: a run imports few of them, and compiling all takes longer than a download.
 GET    := $(PIP) install --no-compile --constraint constraints.txt
+# pip would compile one module after the other, and processes that start together each compile what all of them import.
+UNUSED := transformers/models/|ray/rllib|ray/tune|/tests?/|sympy|torch/_inductor|torch/testing|onnx/backend
 TORCH  := $(shell sed -n 's/^torch==//p' constraints.txt)
 ARGS   ?=
 
@@ -49,6 +50,7 @@ $(RUNS): pyproject.toml constraints.txt
 	@$(PYTHON) -m venv $(VENV)
 	@$(GET) torch==$(TORCH)
 	@$(GET) --editable ".[dinov2]"
+	@$(BIN)/python -m compileall -q -j 0 -x '$(UNUSED)' $(VENV)/lib >/dev/null || true
 	@touch $@
 
 $(STAMP): $(RUNS)

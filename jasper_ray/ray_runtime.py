@@ -26,6 +26,8 @@ STARTING_AT_ONCE = 8
 processors: a run on a laptop has more processes than that, most of which only wait."""
 
 
+IDLE_KEPT = 8
+"""Processes without work that a local Ray keeps for the next actor or task, which takes two seconds to start anew."""
 INLINED_BYTES = 64 << 10
 """Arguments below this travel with a call; Ray's own bound is 100 KiB."""
 MANY_PROCESSES = "PYTHON worker processes have been started on node"
@@ -37,6 +39,7 @@ logger = logging.getLogger(__name__)
 def start_local_ray(cpus: int) -> None:
     """Start a Ray for this process alone, which counts so many processors."""
     os.environ.setdefault("RAY_worker_maximum_startup_concurrency", str(max(cpus, STARTING_AT_ONCE)))
+    os.environ.setdefault("RAY_num_workers_soft_limit", str(max(cpus, IDLE_KEPT)))
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # a process more; nobody takes this machine away
     # "local", since Ray would otherwise join whatever cluster happens to run on this machine
     start_ray("local", num_cpus=cpus, include_dashboard=False)
