@@ -70,13 +70,15 @@ def uses_shared_ray(item: pytest.Item) -> bool:
     return "shared_ray" in getattr(item, "fixturenames", ())
 
 
-@pytest.hookimpl(tryfirst=True)
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Where two processes run the tests, a file goes to one of them, and so do all that serve: HAProxy's ports are
+    fixed."""
+    item.add_marker(pytest.mark.xdist_group("serve" if item.path.stem in SERVE else item.path.stem))
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests on the shared Ray come last, in the order they had: those before them may start a Ray of their own. Where
-    two processes run the tests, a file goes to one of them, and so do all that serve: HAProxy's ports are fixed."""
+    """Tests on the shared Ray come last, in the order they had: those before them may start a Ray of their own."""
     items.sort(key=uses_shared_ray)
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group("serve" if item.path.stem in SERVE else item.path.stem))
 
 
 @pytest.hookimpl(tryfirst=True)

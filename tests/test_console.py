@@ -192,7 +192,7 @@ def main():
             print("cleaned up")
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background jobs lack
-command.run(main)
+command.run(main, continues=True)
 """
 
 
