@@ -29,8 +29,8 @@ check: $(STAMP) ## lint, and run the tests that need no Ray: what takes two or t
 quick: $(STAMP)
 	$(BIN)/python -m pytest -m "not slow" $(ARGS)
 
-test: $(STAMP) ## run all tests, two files at a time; make test ARGS="-k losses" runs some
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup $(ARGS)
+test: $(STAMP) ## run all tests; make test ARGS="-k losses" runs some
+	$(BIN)/python -m pytest $(ARGS)
 
 lint: $(STAMP) ## check formatting, style, types and import floors; changes nothing
 	$(BIN)/ruff format --check .
