@@ -14,9 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-
-from jasper_ray import command
-from jasper_ray.benchmarks import (
+from benchmarks import (
     distill,
     embed,
     embed_device,
@@ -29,6 +27,8 @@ from jasper_ray.benchmarks import (
     stream,
     train,
 )
+
+from jasper_ray import cli
 from jasper_ray.encoders.precision import fast_precision
 from jasper_ray.recipe import load_recipe
 from jasper_ray.vectors import Dtype
@@ -260,4 +260,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    command.run(main)
+    cli.run(main)

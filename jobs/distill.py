@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from jasper_ray import command
-from jasper_ray.waiting import telling
+import jasper_ray
+from jasper_ray import cli
+from jasper_ray.cli import telling
 
-RECIPES = Path(__file__).resolve().parent / "recipes"
+RECIPES = Path(jasper_ray.__file__).parent / "recipe" / "shipped"
 
 
 def arguments() -> argparse.Namespace:
@@ -30,9 +31,9 @@ def arguments() -> argparse.Namespace:
 def main() -> None:
     options = arguments()
     with telling("loading torch"):  # imports take seconds: none of them for --help, Ray's not for a wrong recipe
-        from jasper_ray.dry_run import describe
         from jasper_ray.evaluation import load_sets
         from jasper_ray.recipe import load_recipe, with_sets
+        from jasper_ray.recipe.dry_run import describe
 
     recipe = load_recipe(options.recipe)
     if options.sets:
@@ -41,11 +42,11 @@ def main() -> None:
         print(describe(recipe))
         return
     with telling("loading Ray"):
-        from jasper_ray.distill import distill
+        from jasper_ray.distill.run import distill
 
     finished = distill(recipe, options.run or Path("runs") / recipe.name)
     print(f"{finished.table}\n\nThe student is in {finished.student}")
 
 
 if __name__ == "__main__":
-    command.run(main, continues=True)
+    cli.run(main, continues=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from jasper_ray import command
+from jasper_ray import cli
 
 EXAMPLES = """
   python jobs/embed.py --model runs/quickstart/student --input corpus.jsonl --output vectors
@@ -102,21 +102,21 @@ def add_work(parser: argparse.ArgumentParser) -> None:
 
 def main() -> None:
     options = arguments()
-    from jasper_ray.embedding.request import settings_of  # Ray and torch take seconds: not for --help
+    from jasper_ray.embedding.command import settings_of  # Ray and torch take seconds: not for --help
 
     settings = settings_of(**vars(options))
     if options.verify:
-        from jasper_ray.pipelines.verify import verify_corpus
+        from jasper_ray.embedding.verify import verify_corpus
 
         print(verify_corpus(settings, options.output))
         return
-    from jasper_ray.data.files import shown
+    from jasper_ray.embedding.job import embed_corpus
     from jasper_ray.embedding.progress import last_line
-    from jasper_ray.pipelines.embed import embed_corpus
+    from jasper_ray.sources.files import shown
 
     manifest = embed_corpus(settings, options.output)
     print(f"{last_line(manifest)}\nThe vectors are in {shown(options.output)}/vectors")
 
 
 if __name__ == "__main__":
-    command.run(main, continues=True)
+    cli.run(main, continues=True)

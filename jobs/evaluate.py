@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jasper_ray import command
+from jasper_ray import cli
 from jasper_ray.config import ConfigError
 
 if TYPE_CHECKING:
@@ -72,11 +72,10 @@ def main() -> None:
     # These take seconds to import; --help and a mistyped option need none of them.
     import transformers
 
+    from jasper_ray.distill.heldout import heldout_pairs_of, measure_agreement, measure_recall, read_heldout
     from jasper_ray.encoders import StudentEncoder, load_encoder
     from jasper_ray.encoders.precision import precise
     from jasper_ray.evaluation import evaluate, label, load_sets, read_sets, render, save
-    from jasper_ray.pipelines.heldout import measure_agreement, read_heldout
-    from jasper_ray.pipelines.heldout_pairs import heldout_pairs_of, measure_recall
 
     transformers.utils.logging.disable_progress_bar()
     listed = options.sets or ("sets.yaml" if Path("sets.yaml").is_file() else None)
@@ -104,4 +103,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    command.run(main)
+    cli.run(main)

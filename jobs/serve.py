@@ -6,7 +6,7 @@ import argparse
 import os
 import sys
 
-from jasper_ray import command
+from jasper_ray import cli
 
 EXAMPLES = """
   python jobs/serve.py --model runs/quickstart/student
@@ -66,7 +66,7 @@ def add_copies(parser: argparse.ArgumentParser) -> None:
 
 def main() -> None:
     options = arguments()
-    from jasper_ray.serving.request import key_made, settings_of  # torch takes seconds: not for --help
+    from jasper_ray.serving.command import key_made, settings_of  # torch takes seconds: not for --help
 
     if options.new_key:
         secret, entry = key_made(options.new_key)
@@ -74,10 +74,10 @@ def main() -> None:
         print(entry)
         return
     settings = settings_of(**vars(options), environment=os.environ)
-    from jasper_ray.serving.running import run_server
+    from jasper_ray.serving.run import run_server
 
     run_server(settings, options.host, options.port)
 
 
 if __name__ == "__main__":
-    command.run(main)
+    cli.run(main)

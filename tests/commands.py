@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from jasper_ray.command import signals_kept
+from jasper_ray.cli import signals_kept
 
 JOBS = Path(__file__).resolve().parent.parent / "jobs"
 

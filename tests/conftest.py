@@ -35,7 +35,7 @@ class SharedRay:
             return
         import ray
 
-        from jasper_ray.pipelines.session import ray_session
+        from jasper_ray.ray_runtime import ray_session
 
         quiet = {"include_dashboard": False, "log_to_driver": False, "logging_level": "ERROR"}
         with patch.dict(os.environ, PYTHONPATH=os.pathsep.join([TESTS, *os.environ.get("PYTHONPATH", "").split()])):

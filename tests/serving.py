@@ -21,8 +21,8 @@ from jasper_ray.embedding.folder import JOB, Job, OutputFolder, Resolved
 from jasper_ray.embedding.settings import EmbedSettings, VectorColumn
 from jasper_ray.embedding.store import open_store
 from jasper_ray.serving.gateway import build_gateway
-from jasper_ray.serving.ledger import Ledger
-from jasper_ray.serving.opening import open_service
+from jasper_ray.serving.keys import Ledger
+from jasper_ray.serving.load import open_service
 from jasper_ray.serving.service import Service
 from jasper_ray.serving.settings import ServeSettings
 from jasper_ray.vectors import int8_ranges

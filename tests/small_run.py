@@ -27,18 +27,17 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from jasper_ray.assets import locate
-from jasper_ray.data import Shard
-from jasper_ray.data.keys import text_id
-from jasper_ray.data.order import Visit, batches_in_pass, plan_visits
-from jasper_ray.data.shards import SHARD_SCHEMA, write_shard
-from jasper_ray.distill import stream_rows
-from jasper_ray.pipelines.label import Labeller, LabelShard, whole_shards
-from jasper_ray.pipelines.shards import Batch, ReadShard, arrange
-from jasper_ray.pipelines.start import write_start
-from jasper_ray.pipelines.targets import TargetCache
+from jasper_ray.corpus.order import Visit, batches_in_pass, plan_visits
+from jasper_ray.corpus.shards import SHARD_SCHEMA, Shard, write_shard
+from jasper_ray.distill.run import stream_rows
+from jasper_ray.distill.students import write_start
+from jasper_ray.labelling.labeller import Labeller, LabelShard, whole_shards
+from jasper_ray.labelling.target_cache import TargetCache
+from jasper_ray.labelling.tasks import Batch, ReadShard, arrange
 from jasper_ray.recipe import Recipe, Stage, parse_recipe
-from jasper_ray.runs import StageFolder
-from jasper_ray.training.feed import TextFeed
+from jasper_ray.run_folder import StageFolder
+from jasper_ray.sources.hashing import text_id
+from jasper_ray.training.batches import TextFeed
 from jasper_ray.training.job import StageJob, latest_step
 from jasper_ray.training.stage import run_stage, worker_environment
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from jasper_ray.training.ahead import ahead
+from jasper_ray.training.prefetch import ahead
 
 
 def test_the_first_item_is_asked_for_before_anyone_needs_it() -> None:

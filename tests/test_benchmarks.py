@@ -8,33 +8,33 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from small_student import small_student
-
-from jasper_ray import load_student
-from jasper_ray.benchmarks import embed_device, stream, train
-from jasper_ray.benchmarks.batches import full_texts
-from jasper_ray.benchmarks.device_work import operations, works
-from jasper_ray.benchmarks.distill import Side, ratios
-from jasper_ray.benchmarks.docstrings import docstrings
-from jasper_ray.benchmarks.embed import (
+from benchmarks import embed_device, stream, train
+from benchmarks.batches import full_texts
+from benchmarks.device_work import operations, works
+from benchmarks.distill import Side, ratios
+from benchmarks.docstrings import docstrings
+from benchmarks.embed import (
     encode_onnx,
     export,
     open_session,
     run_usual,
     steady_speed,
 )
-from jasper_ray.benchmarks.embed import (
+from benchmarks.embed import (
     sizes as vector_sizes,
 )
-from jasper_ray.benchmarks.embed_device import COLUMNS, benchmark_embed_device, best_batch
-from jasper_ray.benchmarks.embed_scale import run_plain
-from jasper_ray.benchmarks.embed_stream import Finished, by_tenths, while_all_work
-from jasper_ray.benchmarks.losses import growth, measure, render
-from jasper_ray.benchmarks.stand_in import stand_in_tokenizer
-from jasper_ray.benchmarks.stream import BATCH, benchmark_stream
-from jasper_ray.benchmarks.table import table
-from jasper_ray.benchmarks.train import alone, benchmark_train, check_tokens, device_of, row_operations
-from jasper_ray.benchmarks.work import comparable, sizes
+from benchmarks.embed_device import COLUMNS, benchmark_embed_device, best_batch
+from benchmarks.embed_scale import run_plain
+from benchmarks.embed_stream import Finished, by_tenths, while_all_work
+from benchmarks.losses import growth, measure, render
+from benchmarks.stand_in import stand_in_tokenizer
+from benchmarks.stream import BATCH, benchmark_stream
+from benchmarks.table import table
+from benchmarks.train import alone, benchmark_train, check_tokens, device_of, row_operations
+from benchmarks.work import comparable, sizes
+from small_student import small_student
+
+from jasper_ray import load_student
 from jasper_ray.config import ConfigError
 from jasper_ray.models.body import BodySettings
 from jasper_ray.models.student import StudentSettings, build_student, meta_student

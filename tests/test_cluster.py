@@ -21,8 +21,8 @@ from serving import PATIENCE_S, command_running, wait_for
 from small_run import title
 from small_student import small_student
 
+from jasper_ray.serving.command import key_made
 from jasper_ray.serving.flags import FILES, PORTS, free_ports
-from jasper_ray.serving.request import key_made
 
 pytestmark = pytest.mark.slow
 

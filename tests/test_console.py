@@ -27,7 +27,7 @@ from ray.data._internal.execution.operators.map_operator import MapOperator
 from ray.train.torch import TorchTrainer
 from small_run import recipe_values, stage, title
 
-from jasper_ray import command, ray_runtime
+from jasper_ray import cli, ray_runtime
 from jasper_ray.evaluation import load
 from jasper_ray.evaluation.report import render
 from jasper_ray.training.job import latest_step
@@ -180,19 +180,20 @@ def test_a_line_of_another_is_told_from_ours(line: str) -> None:
 
 STOPPED_TWICE = """
 import os, signal, sys, time
-from jasper_ray import command, ray_runtime
+from jasper_ray import ray_runtime
+from jasper_ray import cli
 
 def main():
     try:
         os.kill(os.getpid(), int(sys.argv[1]))
         time.sleep(60)
     finally:
-        with command.signals_kept(ignored_meanwhile=True):
+        with cli.signals_kept(ignored_meanwhile=True):
             os.kill(os.getpid(), int(sys.argv[1]))
             print("cleaned up")
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background jobs lack
-command.run(main, continues=True)
+cli.run(main, continues=True)
 """
 
 
@@ -205,11 +206,11 @@ def test_a_command_that_is_stopped_cleans_up_and_says_how_to_continue(number: in
 
 
 def test_handlers_are_as_before_after_ray_has_set_its_own() -> None:
-    before = [signal.getsignal(number) for number in command.STOPS]
-    with command.signals_kept():
-        for number in command.STOPS:
+    before = [signal.getsignal(number) for number in cli.STOPS]
+    with cli.signals_kept():
+        for number in cli.STOPS:
             signal.signal(number, signal.SIG_IGN)
-    assert [signal.getsignal(number) for number in command.STOPS] == before
+    assert [signal.getsignal(number) for number in cli.STOPS] == before
 
 
 def test_ray_has_the_private_names_that_are_replaced() -> None:
@@ -228,12 +229,12 @@ def test_what_rays_daemons_say_is_logged_but_for_what_is_no_news(caplog: pytest.
 
 
 def test_another_thread_than_the_main_one_leaves_signals_alone() -> None:
-    before = [signal.getsignal(number) for number in command.STOPS]
+    before = [signal.getsignal(number) for number in cli.STOPS]
     with ThreadPoolExecutor(1) as threads:
         assert threads.submit(ignoring_signals).result() == before
-    assert [signal.getsignal(number) for number in command.STOPS] == before
+    assert [signal.getsignal(number) for number in cli.STOPS] == before
 
 
 def ignoring_signals() -> list[object]:
-    with command.signals_kept(ignored_meanwhile=True):
-        return [signal.getsignal(number) for number in command.STOPS]
+    with cli.signals_kept(ignored_meanwhile=True):
+        return [signal.getsignal(number) for number in cli.STOPS]

@@ -15,10 +15,11 @@ import pytest
 from ray.data import DataContext
 
 from jasper_ray.config import ConfigError
-from jasper_ray.data import Corpus, Manifest, load_manifest, read_shard
-from jasper_ray.data.keys import is_held_out, sort_key, text_id
-from jasper_ray.pipelines.corpus import prepare_corpus
-from jasper_ray.pipelines.counting import merge_smallest
+from jasper_ray.corpus.counting import merge_smallest
+from jasper_ray.corpus.prepare import prepare_corpus
+from jasper_ray.corpus.settings import Corpus
+from jasper_ray.corpus.shards import Manifest, load_manifest, read_shard
+from jasper_ray.sources.hashing import is_held_out, sort_key, text_id
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("shared_ray")]
 
@@ -213,6 +214,6 @@ def test_a_holdout_that_holds_nothing_out_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("limit", [0, 1, 700, 10_000])
 def test_the_smallest_hashes_of_many_batches(monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
-    monkeypatch.setattr("jasper_ray.pipelines.counting._MERGE_AT", 500)
+    monkeypatch.setattr("jasper_ray.corpus.counting._MERGE_AT", 500)
     batches = np.random.default_rng(0).integers(0, 6000, size=(40, 100)).astype(np.uint64)
     assert merge_smallest(batches, limit).tolist() == sorted(set(batches.flatten().tolist()))[:limit]

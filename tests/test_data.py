@@ -16,15 +16,17 @@ import pytest
 from pydantic import ValidationError
 
 from jasper_ray.config import ConfigError
-from jasper_ray.data import Augmentation, Corpus, Source, load_manifest, read_shard, reading
-from jasper_ray.data.augmentation import augment, cut, shuffle_words, split_sentences
-from jasper_ray.data.checking import check_sources
-from jasper_ray.data.files import find_files
-from jasper_ray.data.keys import HASH_END, choice_hash, falls_in_share, is_held_out, keyed_hash, sort_key, text_id
-from jasper_ray.data.mixing import choice_bounds, kept_shares
-from jasper_ray.data.preparing import Row, chosen, heldout_rows, prepare_rows, smallest_hashes
-from jasper_ray.data.reading import clean, read_csv, read_lines
-from jasper_ray.data.shards import SHARD_SCHEMA, content_hash, write_shard
+from jasper_ray.corpus.augmentation import augment, cut, shuffle_words, split_sentences
+from jasper_ray.corpus.mixing import choice_bounds, kept_shares
+from jasper_ray.corpus.rows import Row, chosen, heldout_rows, prepare_rows, smallest_hashes
+from jasper_ray.corpus.settings import Augmentation, Corpus
+from jasper_ray.corpus.shards import SHARD_SCHEMA, content_hash, load_manifest, read_shard, write_shard
+from jasper_ray.sources import texts
+from jasper_ray.sources.checks import check_sources
+from jasper_ray.sources.files import find_files
+from jasper_ray.sources.hashing import HASH_END, choice_hash, falls_in_share, is_held_out, keyed_hash, sort_key, text_id
+from jasper_ray.sources.settings import Source
+from jasper_ray.sources.texts import clean, read_csv, read_lines
 
 SUBJECTS = ["The harbour master", "A retired teacher", "My neighbour's daughter", "The night train", "Our old oven"]
 VERBS = ["waited for", "complained about", "photographed", "outlived", "repaired", "forgot"]
@@ -93,7 +95,7 @@ def test_clean_strips_and_gives_a_reason_for_every_row_without_text() -> None:
 
 @pytest.mark.parametrize("chunk_bytes", [1, 5, 64, 4096])
 def test_lines_are_the_same_whatever_the_chunks(monkeypatch: pytest.MonkeyPatch, chunk_bytes: int) -> None:
-    monkeypatch.setattr(reading, "_CHUNK_BYTES", chunk_bytes)
+    monkeypatch.setattr(texts, "_CHUNK_BYTES", chunk_bytes)
     data = "first\r\nzwölf Boxkämpfer\n\nnot\u2028split\x0chere\nlast".encode()
     found = texts_and_reasons(read_lines(stream(data), "x.txt", None))
     assert found == ["first", "zwölf Boxkämpfer", "<empty>", "not\u2028split\x0chere", "last"]
@@ -118,7 +120,7 @@ def test_jsonl_takes_the_key_and_passes_over_blank_lines() -> None:
     ],
 )
 def test_a_broken_line_is_named(monkeypatch: pytest.MonkeyPatch, chunk_bytes: int, line: bytes, message: str) -> None:
-    monkeypatch.setattr(reading, "_CHUNK_BYTES", chunk_bytes)
+    monkeypatch.setattr(texts, "_CHUNK_BYTES", chunk_bytes)
     data = b'{"text": "one"}\n{"text": "two"}\n' + line + b'\n{"text": "four"}\n'
     with pytest.raises(ConfigError, match=message):
         list(read_lines(stream(data), "x.jsonl", "text"))
@@ -312,11 +314,11 @@ def test_changed_files_change_the_content(folder: Path) -> None:
 
 
 def test_compressed_files_are_read(folder: Path) -> None:
-    check_sources(corpus(sources=[{"path": str(folder / "deep" / "c.jsonl.gz"), "format": "jsonl"}]))
+    check_sources(corpus(sources=[{"path": str(folder / "deep" / "c.jsonl.gz"), "format": "jsonl"}]).sources)
 
 
 def check(path: Path | str, form: str, column: str = "text") -> None:
-    check_sources(corpus(sources=[{"path": str(path), "format": form, "column": column, "name": "reports"}]))
+    check_sources(corpus(sources=[{"path": str(path), "format": form, "column": column, "name": "reports"}]).sources)
 
 
 def test_a_missing_source_is_named(tmp_path: Path) -> None:

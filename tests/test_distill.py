@@ -27,7 +27,7 @@ from small_run import recipe_values, stage
 
 from jasper_ray import load_student
 from jasper_ray.config import ConfigError
-from jasper_ray.distill import distill, logger
+from jasper_ray.distill.run import distill, logger
 from jasper_ray.evaluation import load
 from jasper_ray.recipe import parse_recipe
 from jasper_ray.training.job import latest_step

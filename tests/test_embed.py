@@ -31,16 +31,16 @@ from small_student import BASE, small_student
 from jasper_ray.assets import locate
 from jasper_ray.config import ConfigError
 from jasper_ray.embedding import EmbedSettings
+from jasper_ray.embedding.job import embed_corpus
 from jasper_ray.embedding.output import Done
+from jasper_ray.embedding.pools import default_pool, default_readers
+from jasper_ray.embedding.stream import Memory
+from jasper_ray.embedding.verify import verify_corpus
 from jasper_ray.encoders import load_encoder
 from jasper_ray.models.body import BodySettings
 from jasper_ray.models.folder import StudentCard, save_student
 from jasper_ray.models.loading import load_tokenizer
 from jasper_ray.models.student import STELLA_PROMPTS, StudentSettings, build_student
-from jasper_ray.pipelines.embed import embed_corpus
-from jasper_ray.pipelines.embed_pool import default_pool, default_readers
-from jasper_ray.pipelines.memory import Memory
-from jasper_ray.pipelines.verify import verify_corpus
 from jasper_ray.vectors import least_cosine
 
 pytestmark = pytest.mark.slow
@@ -357,11 +357,11 @@ def kill_one(word: str) -> int:
 
 JOB = """
 import sys
-from jasper_ray import command
+from jasper_ray import cli
 from jasper_ray.embedding import EmbedSettings
 from jasper_ray.embedding.output import Done
-from jasper_ray.pipelines.embed import embed_corpus
-command.run(lambda: embed_corpus(EmbedSettings.model_validate_json(sys.argv[1]), sys.argv[2]))
+from jasper_ray.embedding.job import embed_corpus
+cli.run(lambda: embed_corpus(EmbedSettings.model_validate_json(sys.argv[1]), sys.argv[2]))
 """
 
 

@@ -23,21 +23,20 @@ from small_student import BASE, small_student
 
 from jasper_ray.assets import locate
 from jasper_ray.config import ConfigError
-from jasper_ray.data.files import shown
-from jasper_ray.embedding.block import Preparation, unpack
+from jasper_ray.embedding.chunks import Preparation, Span, block_name, block_of, plan_spans, read_span, unpack
+from jasper_ray.embedding.command import pool_values, settings_of
 from jasper_ray.embedding.files import ScannedFile
 from jasper_ray.embedding.folder import Job, OutputFolder, Resolved
 from jasper_ray.embedding.inputs import list_inputs
 from jasper_ray.embedding.output import BlockWriter, encode_block, parquet, record_in
-from jasper_ray.embedding.plan import Span, block_name, block_of, plan_spans, read_span
-from jasper_ray.embedding.request import pool_values, settings_of
 from jasper_ray.embedding.rows import REASON, TEXT, Columns, read_rows
 from jasper_ray.embedding.scan import Scan, scan
 from jasper_ray.embedding.settings import EmbedSettings, VectorColumn, vector_column
 from jasper_ray.embedding.store import open_store
 from jasper_ray.encoders import TokenEncoder, load_encoder
-from jasper_ray.encoders.budget import TokenBudget
+from jasper_ray.encoders.token_budget import TokenBudget
 from jasper_ray.models.tokenizing import Ids
+from jasper_ray.sources.files import shown
 from jasper_ray.vectors import int8_ranges, least_cosine, quantise_binary, quantise_int8
 
 TEXTS = [

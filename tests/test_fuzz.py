@@ -26,9 +26,9 @@ from schemathesis.generation import GenerationMode
 from serving import output_folder, served
 from small_student import small_student
 
-from jasper_ray.assets.identity import weights_identity
+from jasper_ray.models.identity import weights_identity
 from jasper_ray.serving.flags import free_ports
-from jasper_ray.serving.running import joined_ray, start
+from jasper_ray.serving.run import joined_ray, start
 from jasper_ray.serving.settings import ServeSettings
 
 ON_RAY = os.environ.get("JASPER_RAY_FUZZ_RAY") == "1"

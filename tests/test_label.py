@@ -12,12 +12,12 @@ from ray.data import DataContext, ExecutionOptions
 from small_run import SmallRun
 
 from jasper_ray.config import ConfigError
-from jasper_ray.data import read_shard
-from jasper_ray.data.order import plan_visits, row_order
+from jasper_ray.corpus.order import plan_visits, row_order
+from jasper_ray.corpus.shards import read_shard
 from jasper_ray.encoders import HashEncoder
-from jasper_ray.pipelines.label import Labeller
-from jasper_ray.pipelines.session import own_device, plain_errors, ray_session
-from jasper_ray.pipelines.targets import TargetCache
+from jasper_ray.labelling.labeller import Labeller
+from jasper_ray.labelling.target_cache import TargetCache
+from jasper_ray.ray_runtime import own_device, plain_errors, ray_session
 from jasper_ray.teachers import SentenceTransformerTeacher
 
 pytestmark = pytest.mark.slow

@@ -10,11 +10,11 @@ from itertools import combinations
 
 import pytest
 import torch
+from benchmarks.matrix_form import matrix_hinge_ranking, matrix_relative_similarity
 from torch import Tensor
 
 from jasper_ray.losses import cosine_loss, count_comparisons, relative_similarity_loss, similarity_loss
 from jasper_ray.losses.ranking import active_comparisons, hinge_ranking_loss
-from jasper_ray.losses.reference import matrix_hinge_ranking, matrix_relative_similarity
 
 MARGIN = 0.015
 Loss = Callable[[Tensor, Tensor], Tensor]

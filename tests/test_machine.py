@@ -10,9 +10,9 @@ import pytest
 import yaml
 from small_run import recipe_values, stage
 
-from jasper_ray.dry_run import least_resources
-from jasper_ray.pipelines.precision import in_precisions
+from jasper_ray.distill.precision import in_precisions
 from jasper_ray.recipe import Recipe, load_recipe, parse_recipe, shipped_recipes
+from jasper_ray.recipe.dry_run import least_resources
 from jasper_ray.recipe.machine import (
     Measured,
     Part,
@@ -24,7 +24,7 @@ from jasper_ray.recipe.machine import (
     with_gpus,
     with_precisions,
 )
-from jasper_ray.runs import RunFolder, stage_fingerprints
+from jasper_ray.run_folder import RunFolder, stage_fingerprints
 from jasper_ray.teachers import described
 
 SLOW, FAST = Measured("float32", 1 / 88), Measured("bfloat16", 2.0)

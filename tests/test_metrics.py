@@ -10,11 +10,13 @@ from typing import Any
 
 import pytest
 
-from jasper_ray import waiting
-from jasper_ray.command import duration
-from jasper_ray.training.metrics import MetricsLog, StepClock, keep_steps_before
-from jasper_ray.training.progress import (
+from jasper_ray import cli
+from jasper_ray.cli import duration
+from jasper_ray.training.metrics import (
+    MetricsLog,
     Progress,
+    StepClock,
+    keep_steps_before,
     last_step,
     logger,
     newest_records,
@@ -169,13 +171,13 @@ def test_a_stage_says_what_it_is_at_while_no_step_ends(log: Path) -> None:
 
 
 def test_only_what_takes_long_is_told(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(waiting, "EVERY_S", 0.05)
-    monkeypatch.setattr(waiting.logger, "disabled", False)
+    monkeypatch.setattr(cli, "EVERY_S", 0.05)
+    monkeypatch.setattr(cli.logger, "disabled", False)
     shards: list[int] = []
     with caplog.at_level(logging.INFO, logger="jasper_ray"):
-        with waiting.telling("reading"):
+        with cli.telling("reading"):
             pass
-        with waiting.telling("labelling", lambda: f"{len(shards)}/2 shards" if shards else None):
+        with cli.telling("labelling", lambda: f"{len(shards)}/2 shards" if shards else None):
             time.sleep(0.12)
             shards.append(1)
             time.sleep(0.12)

@@ -7,8 +7,8 @@ import itertools
 import pytest
 
 from jasper_ray.config import ConfigError
-from jasper_ray.data import Shard
-from jasper_ray.data.order import Visit, batches_in_pass, left_over, plan_visits, row_order
+from jasper_ray.corpus.order import Visit, batches_in_pass, left_over, plan_visits, row_order
+from jasper_ray.corpus.shards import Shard
 
 SHARDS = [Shard(file=f"train/{n}.parquet", rows=rows, sha256=f"{n:064x}") for n, rows in enumerate((7, 7, 7, 7, 3))]
 BATCH = 4

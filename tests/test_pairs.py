@@ -18,11 +18,13 @@ from picture_files import bomb, digits, photo, written
 from pydantic import TypeAdapter, ValidationError
 
 from jasper_ray.config import ConfigError
-from jasper_ray.data import Images, PairSource, check_pair_sources, load_pair_manifest, read_pairs
-from jasper_ray.data.keys import image_id, pair_id
-from jasper_ray.data.pair_reading import PAIR_SCHEMA, READ_ROWS, fill_pairs, find_pair_files, scan_pairs
-from jasper_ray.data.pair_shards import PAIR_SHARD_SCHEMA, read_pair_shard, write_pair_shard
+from jasper_ray.corpus.pair_shards import PAIR_SHARD_SCHEMA, load_pair_manifest, read_pair_shard, write_pair_shard
+from jasper_ray.corpus.settings import Images
 from jasper_ray.images import BadImage
+from jasper_ray.sources.hashing import image_id, pair_id
+from jasper_ray.sources.pair_checks import check_pair_sources
+from jasper_ray.sources.pair_settings import PairSource
+from jasper_ray.sources.pairs import PAIR_SCHEMA, READ_ROWS, fill_pairs, find_pair_files, read_pairs, scan_pairs
 
 WRITERS: dict[str, Callable[[Sequence[FilePair], Path], dict[str, Any]]] = {
     "parquet": write_parquet,
@@ -267,7 +269,8 @@ def test_the_pixel_limit_keeps_below_pillows() -> None:
 
 
 def check(values: dict[str, Any]) -> None:
-    check_pair_sources(images({**values, "name": "photos"}))
+    made = images({**values, "name": "photos"})
+    check_pair_sources(made.sources, made.pixel_limit)
 
 
 @pytest.mark.parametrize("form", WRITERS)

@@ -17,11 +17,12 @@ from picture_files import bomb, digits, palette_with_alpha, photo, written
 from ray.data import DataContext
 
 from jasper_ray.config import ConfigError
-from jasper_ray.data import Images, PairManifest, load_pair_manifest, read_pair_shard
-from jasper_ray.data.keys import image_id, is_held_out, pair_id, sort_key
+from jasper_ray.corpus.pair_sharding import drop_duplicates
+from jasper_ray.corpus.pair_shards import PairManifest, load_pair_manifest, read_pair_shard
+from jasper_ray.corpus.prepare_pairs import prepare_pairs
+from jasper_ray.corpus.settings import Images
 from jasper_ray.images import decode
-from jasper_ray.pipelines.pair_sharding import drop_duplicates
-from jasper_ray.pipelines.pairs import prepare_pairs
+from jasper_ray.sources.hashing import image_id, is_held_out, pair_id, sort_key
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("shared_ray")]
 

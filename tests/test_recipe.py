@@ -10,11 +10,11 @@ import pytest
 import yaml
 from small_run import LOSSES, recipe_values, stage
 
-from jasper_ray.checks import check_patterns
 from jasper_ray.config import ConfigError
-from jasper_ray.dry_run import SPARE_CPUS, least_resources, trained_parameters
 from jasper_ray.models.student import meta_student
 from jasper_ray.recipe import dump_recipe, load_recipe, parse_recipe, read_yaml, shipped_recipes
+from jasper_ray.recipe.checks import check_patterns
+from jasper_ray.recipe.dry_run import SPARE_CPUS, least_resources, trained_parameters
 
 
 @pytest.fixture

@@ -10,10 +10,10 @@ import pytest
 import yaml
 from small_run import recipe_values, stage
 
+from jasper_ray.atomic import write_text
 from jasper_ray.config import ConfigError
 from jasper_ray.recipe import Recipe, parse_recipe
-from jasper_ray.runs import RunFolder, StageFolder, publish, stage_fingerprints
-from jasper_ray.whole import write_text
+from jasper_ray.run_folder import RunFolder, StageFolder, publish, stage_fingerprints
 
 TEACHERS: list[dict[str, Any]] = [
     {"name": "a", "weight": 1.0, "identity": "aaaa", "prompt": "", "dim": 32},

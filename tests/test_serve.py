@@ -30,7 +30,7 @@ from test_fuzz import BODIES, LINE, speak, status
 from jasper_ray import load_student
 from jasper_ray.serving.deployment import build_app
 from jasper_ray.serving.flags import free_ports
-from jasper_ray.serving.running import APP, joined_ray, start
+from jasper_ray.serving.run import APP, joined_ray, start
 from jasper_ray.serving.settings import ServeSettings
 
 pytestmark = pytest.mark.slow

@@ -11,16 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from serving import served
-from small_student import small_student
-
-from jasper_ray import load_student
-from jasper_ray.benchmarks import serve, serve_device
-from jasper_ray.benchmarks.device_work import Work
-from jasper_ray.benchmarks.infinity import infinity_program
-from jasper_ray.benchmarks.load import LOST, Address, Reply, Tally, closed_loop, open_loop, post, read_answer
-from jasper_ray.benchmarks.overload import overload, render
-from jasper_ray.benchmarks.serve import (
+from benchmarks import serve, serve_device
+from benchmarks.device_work import Work
+from benchmarks.infinity import infinity_program
+from benchmarks.load import LOST, Address, Reply, Tally, closed_loop, open_loop, post, read_answer
+from benchmarks.overload import overload, render
+from benchmarks.serve import (
     POINTS,
     Point,
     against_plain,
@@ -31,9 +27,13 @@ from jasper_ray.benchmarks.serve import (
     run_plain,
     with_ratios,
 )
-from jasper_ray.benchmarks.serve_device import COLUMNS, Asking, against, benchmark_serve_device
-from jasper_ray.benchmarks.servers import Running, family, memory, server
-from jasper_ray.benchmarks.watch import Counts, counts_on, gpu_share, model_figures
+from benchmarks.serve_device import COLUMNS, Asking, against, benchmark_serve_device
+from benchmarks.servers import Running, family, memory, server
+from benchmarks.watch import Counts, counts_on, gpu_share, model_figures
+from serving import served
+from small_student import small_student
+
+from jasper_ray import load_student
 from jasper_ray.config import ConfigError
 from jasper_ray.recipe import load_recipe
 from jasper_ray.serving.flags import free_ports

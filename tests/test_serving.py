@@ -22,25 +22,24 @@ from pydantic import ValidationError
 from serving import output_folder
 from small_student import small_student
 
-from jasper_ray.assets.identity import weights_identity
 from jasper_ray.config import ConfigError
 from jasper_ray.embedding.folder import OutputFolder
 from jasper_ray.embedding.store import open_store
 from jasper_ray.encoders import StudentEncoder, load_student
-from jasper_ray.encoders.budget import TokenBudget
+from jasper_ray.encoders.token_budget import TokenBudget
+from jasper_ray.models.identity import weights_identity
 from jasper_ray.models.tokenizing import Ids
-from jasper_ray.serving import fetching, flags, keys, ledger
+from jasper_ray.serving import fetching, flags, keys
+from jasper_ray.serving.command import key_made, settings_of
 from jasper_ray.serving.engine import Engine
 from jasper_ray.serving.errors import Refusal
 from jasper_ray.serving.inputs import Cut, ImageInput, Input, Prepared, TextInput, TokenInput
-from jasper_ray.serving.keys import EVERYONE, Key, Keys, digest_of, keys_in, new_key
-from jasper_ray.serving.ledger import Ledger, charge
+from jasper_ray.serving.keys import EVERYONE, Key, Keys, Ledger, charge, digest_of, keys_in, new_key
+from jasper_ray.serving.load import open_service
 from jasper_ray.serving.metrics import Metrics, merged
 from jasper_ray.serving.model import Model
-from jasper_ray.serving.opening import open_service
 from jasper_ray.serving.prepare import Preparer
 from jasper_ray.serving.queue import Row, TokenQueue, Work
-from jasper_ray.serving.request import key_made, settings_of
 from jasper_ray.serving.service import Service
 from jasper_ray.serving.settings import Copies, Limits, ServeSettings
 from jasper_ray.serving.vectors import cut, head_for, typed
@@ -687,7 +686,7 @@ def test_a_key_written_where_its_hash_belongs_is_not_repeated(tmp_path: Path) ->
 
 def test_a_key_uses_its_tokens_of_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 1000.0
-    monkeypatch.setattr(ledger, "time", SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr(keys, "time", SimpleNamespace(monotonic=lambda: now))
     book, key = Ledger(), Key(name="a", sha256="0" * 64, tokens_per_minute=600)
 
     def take(tokens: int) -> float:
@@ -744,12 +743,12 @@ def test_pages_of_replicas_become_one() -> None:
 
 def test_a_replica_that_is_gone_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
-    monkeypatch.setattr(ledger, "time", SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr(keys, "time", SimpleNamespace(monotonic=lambda: now))
     book = Ledger()
     assert asyncio.run(book.exchange("a", "1")) == {"a": "1"}
-    now = ledger.FORGET_S - 1
+    now = keys.FORGET_S - 1
     assert asyncio.run(book.exchange("b", "2")) == {"a": "1", "b": "2"}
-    now = ledger.FORGET_S + 1
+    now = keys.FORGET_S + 1
     assert asyncio.run(book.exchange("b", "3")) == {"b": "3"}
 
 

@@ -30,28 +30,27 @@ from small_run import (
 )
 
 from jasper_ray import load_student
-from jasper_ray.data import Shard, read_pair_shard
-from jasper_ray.data.keys import pair_id
-from jasper_ray.data.order import batches_in_pass
-from jasper_ray.data.pair_reading import read_pairs
-from jasper_ray.data.pair_shards import PAIR_SHARD_SCHEMA, write_pair_shard
-from jasper_ray.data.pairs import Images
-from jasper_ray.distill import stream_rows
+from jasper_ray.corpus.order import batches_in_pass
+from jasper_ray.corpus.pair_shards import PAIR_SHARD_SCHEMA, read_pair_shard, write_pair_shard
+from jasper_ray.corpus.settings import Images
+from jasper_ray.corpus.shards import Shard
+from jasper_ray.distill.baselines import measure_tower_ridge
+from jasper_ray.distill.heldout import measure_recall, read_heldout_pairs
+from jasper_ray.distill.run import stream_rows
+from jasper_ray.distill.students import write_sight
 from jasper_ray.evaluation import evaluate, load_sets, read_sets
+from jasper_ray.labelling.labeller import LabelShard, whole_shards
+from jasper_ray.labelling.pair_labeller import PairLabeller
+from jasper_ray.labelling.target_cache import TargetCache
+from jasper_ray.labelling.tasks import Batch, Decode, ReadShard, ReadTargets
 from jasper_ray.models.folder import VISION
 from jasper_ray.models.vision import VisionSettings, read_preprocessing
-from jasper_ray.pipelines.decoding import Decode
-from jasper_ray.pipelines.heldout_pairs import measure_recall, read_heldout_pairs
-from jasper_ray.pipelines.label import LabelShard, whole_shards
-from jasper_ray.pipelines.pair_label import PairLabeller
-from jasper_ray.pipelines.shards import Batch, ReadShard, ReadTargets
-from jasper_ray.pipelines.sight import write_sight
-from jasper_ray.pipelines.targets import TargetCache
-from jasper_ray.pipelines.tower_ridge import measure_tower_ridge
 from jasper_ray.recipe import Stage
-from jasper_ray.runs import StageFolder
+from jasper_ray.run_folder import StageFolder
+from jasper_ray.sources.hashing import pair_id
+from jasper_ray.sources.pairs import read_pairs
 from jasper_ray.teachers import OWN, OwnTeacher
-from jasper_ray.training.feed import ImageFeed
+from jasper_ray.training.batches import ImageFeed
 from jasper_ray.training.job import StageJob
 from jasper_ray.training.stage import run_stage
 

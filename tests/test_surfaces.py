@@ -27,8 +27,8 @@ from small_student import BASE, small_student
 from starlette.requests import ClientDisconnect
 from test_serving import samples
 
-from jasper_ray.assets.identity import weights_identity
 from jasper_ray.encoders import StudentEncoder, load_student
+from jasper_ray.models.identity import weights_identity
 from jasper_ray.models.tokenizing import Ids
 from jasper_ray.serving import bodies
 from jasper_ray.serving.errors import Refusal

@@ -13,7 +13,7 @@ import pytest
 
 from jasper_ray.config import ConfigError
 from jasper_ray.encoders import HashEncoder
-from jasper_ray.pipelines.targets import TargetCache
+from jasper_ray.labelling.target_cache import TargetCache
 
 IDS = ["0a" * 8, "1b" * 8, "2c" * 8]
 SHARD = "f" * 64
@@ -55,7 +55,7 @@ def test_half_a_file_never_has_a_shards_name(cache: TargetCache, monkeypatch: py
         assert not cache.holds(SHARD)
         raise OSError("no space left on device")
 
-    monkeypatch.setattr("jasper_ray.pipelines.targets.pq.write_table", fails)
+    monkeypatch.setattr("jasper_ray.labelling.target_cache.pq.write_table", fails)
     with pytest.raises(OSError, match="no space left"):
         cache.write(SHARD, IDS, VECTORS_ND)
     assert not cache.holds(SHARD)

@@ -12,7 +12,7 @@ import torch
 from small_run import SmallRun, changed, kill_a_worker_after, metrics, train_in_turn, weights
 
 from jasper_ray.config import ConfigError
-from jasper_ray.runs import StageFolder
+from jasper_ray.run_folder import StageFolder
 from jasper_ray.training.job import latest_step
 from jasper_ray.training.stage import stop_file, work
 

@@ -16,12 +16,11 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from jasper_ray.assets.apt import fetch_packages
 from jasper_ray.assets.catalogue import ASSETS, Asset
-from jasper_ray.assets.download import fetch_archives, sha256_of
+from jasper_ray.assets.download import fetch_archives, fetch_packages, sha256_of
 from jasper_ray.assets.texts import TEXT
+from jasper_ray.cli import telling
 from jasper_ray.config import ConfigError
-from jasper_ray.waiting import telling
 
 logger = logging.getLogger(__name__)
 

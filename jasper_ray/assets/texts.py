@@ -1,16 +1,149 @@
-"""From source archives to training texts: a UTF-8 file with one text a line, no text twice."""
+"""Training texts from Debian packages: sentences of WordNet, and paragraphs of manuals and dictionaries.
+
+Source archives become a UTF-8 file with one text a line and no text twice.
+"""
 
 from __future__ import annotations
 
 import html
 import io
 import logging
+import re
 import tarfile
 from collections.abc import Iterable, Iterator, Sequence
+from html.parser import HTMLParser
 from pathlib import Path
 
-from jasper_ray.assets.unpack import read_member
+from jasper_ray.assets.download import read_member, read_package
 from jasper_ray.config import ConfigError
+
+# Package → where its English documents lie. No name holds a version, so that other releases have them too.
+DOCS = {
+    "apache2-doc": "*/manual/en/*.html",
+    "debian-faq": "*.en.html",
+    "debian-policy": "*.html",
+    "debian-reference-en": "*.html",
+    "developers-reference": "*.html",
+    "dict-devil": "*.dz",
+    "dict-foldoc": "*.dz",
+    "dict-jargon": "*.dz",
+    "git-doc": "*.html",
+    "gnome-user-docs": "*/help/C/*.page",
+    "homebank-data": "*.html",
+    "kmymoney-common": "*/HTML/en/*.docbook",
+    "libreoffice-help-en-us": "*.html",
+    "sqlite3-doc": "*.html",
+}
+
+
+def write_wordnet(archives: Sequence[Path], target: Path) -> None:
+    """Write the definitions and example sentences of WordNet's verbs, adjectives and adverbs (Fellbaum, 1998).
+
+    Those of nouns are left out, also where another part of speech repeats them: they stay unseen for evaluation. So are
+    texts of fewer than five words, which are hardly sentences ("rare roast beef").
+    """
+    (package,) = archives
+    texts = {Path(name).suffix: _glosses(data) for name, data in read_package(package, "*/wordnet/data.*")}
+    nouns = set(texts[".noun"])
+    kept = (text for part in (".verb", ".adj", ".adv") for text in texts[part] if text not in nouns)
+    write_texts((text for text in kept if len(text.split()) >= 5), target / TEXT)
+
+
+def _glosses(data: str) -> Iterator[str]:
+    """The definition, then each quoted example, of every set of synonyms in one of WordNet's data files."""
+    for line in data.splitlines():
+        _, bar, gloss = line.partition(" | ")  # the licence at the head of the file has none
+        if bar:
+            yield gloss.partition('"')[0].strip(" ;:")
+            yield from (example.strip() for example in re.findall(r'"([^"]+)"', gloss))
+
+
+def write_docs(archives: Sequence[Path], target: Path) -> None:
+    """Write the paragraphs of prose of the packages of `DOCS`, which are the names of `archives`."""
+    write_texts((text for package in archives for text in _paragraphs(package) if is_prose(text)), target / TEXT)
+
+
+def _paragraphs(package: Path) -> Iterator[str]:
+    """Every paragraph of the documents in a package, its white space collapsed."""
+    for name, document in read_package(package, DOCS[package.stem]):
+        found = _dictionary_paragraphs(document) if name.endswith(".dz") else paragraphs(document)
+        yield from (" ".join(text.split()) for text in found)
+
+
+def _dictionary_paragraphs(dictionary: str) -> list[str]:
+    """The paragraphs of a dictd dictionary, without its marks for cross-references `{…}` and subjects `<…>`."""
+    return re.split(r"\n\s*\n", re.sub(r"<[a-z ,-]+>|[{}]", "", dictionary))
+
+
+PARAGRAPHS = {"p", "para", "dd"}
+"""Elements whose text is taken: HTML, Mallard (`p`) and DocBook (`para`)."""
+HIDDEN = {"pre", "screen", "programlisting", "script", "style", "table", "indexterm", "footnote"}
+INLINE = {
+    *("a", "abbr", "acronym", "b", "br", "cite", "code", "dfn", "em", "font", "i", "kbd", "q", "samp", "small", "span"),
+    *("strong", "sub", "sup", "tt", "u", "var"),
+    *("app", "cmd", "file", "gui", "guiseq", "input", "key", "keyseq", "link", "sys"),
+    *("application", "command", "emphasis", "filename", "firstterm", "guibutton", "guilabel", "guimenu", "guimenuitem"),
+    *("literal", "option", "phrase", "productname", "quote", "ulink", "userinput", "varname", "xref"),
+}
+"""Elements inside of a paragraph: of HTML, of Mallard, of DocBook."""
+
+# A capital at the start, a full stop at the end: no headings, list items and half sentences before an example.
+SENTENCES = re.compile(r"[A-Z].*[.?!][\"”’)]*", re.DOTALL)
+CODE = re.compile(r"[{}<>\\|\ufffd]|::|==|\(\)|--\w|_\w|https?:|copyright", re.IGNORECASE)
+
+
+class _Paragraphs(HTMLParser):
+    """Collects the text of each paragraph; any element that is not inline ends it, as old HTML leaves `p` open."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.done: list[str] = []
+        self._open: list[str] | None = None
+        self._hidden = 0
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self._hidden += tag in HIDDEN
+        if tag not in INLINE:
+            self.end()
+        if tag in PARAGRAPHS:
+            self._open = []
+
+    def handle_endtag(self, tag: str) -> None:
+        self._hidden = max(0, self._hidden - (tag in HIDDEN))
+        if tag not in INLINE:
+            self.end()
+
+    def handle_data(self, data: str) -> None:
+        if self._open is not None and not self._hidden:
+            self._open.append(data)
+
+    def end(self) -> None:
+        """Close the open paragraph, if there is one."""
+        if self._open:
+            self.done.append("".join(self._open))
+        self._open = None
+
+
+def paragraphs(markup: str) -> list[str]:
+    """The texts of all paragraphs of an HTML, Mallard or DocBook document, without tags and code blocks."""
+    parser = _Paragraphs()
+    parser.feed(markup)
+    parser.close()
+    parser.end()
+    # What is left of entities is DocBook's own, whose names are what they stand for: &kde;, &kmymoney;.
+    return [re.sub(r"&([\w-]+);", r"\1", text).replace("¶", "") for text in parser.done]
+
+
+def is_prose(text: str) -> bool:
+    """Whether a paragraph is 12 to 250 words of whole sentences, nearly all letters, with no trace of code."""
+    letters = sum(character.isalpha() or character.isspace() for character in text)
+    return (
+        12 <= len(text.split()) <= 250
+        and letters > 0.92 * len(text)
+        and SENTENCES.fullmatch(text) is not None
+        and CODE.search(text) is None
+    )
+
 
 logger = logging.getLogger(__name__)
 

@@ -7,8 +7,8 @@ import math
 from collections.abc import Collection, Container, Iterable
 
 from jasper_ray.config import ConfigError, Settings
+from jasper_ray.embedding.chunks import block_name
 from jasper_ray.embedding.inputs import KnownFile
-from jasper_ray.embedding.plan import block_name
 from jasper_ray.embedding.scan import Scan
 from jasper_ray.embedding.settings import EmbedSettings
 

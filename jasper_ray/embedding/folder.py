@@ -20,17 +20,17 @@ import numpy as np
 import pyarrow as pa
 from pydantic import ValidationError
 
+from jasper_ray.atomic import locked_folder
 from jasper_ray.config import ConfigError, Settings, setting_differences
+from jasper_ray.embedding.chunks import is_block_name
 from jasper_ray.embedding.files import ScannedFile
 from jasper_ray.embedding.inputs import InputFile
 from jasper_ray.embedding.manifest import Manifest
 from jasper_ray.embedding.output import REJECTED, VECTORS, Record, record_in
-from jasper_ray.embedding.plan import is_block_name
 from jasper_ray.embedding.settings import EmbedSettings, VectorColumn
 from jasper_ray.embedding.store import Store
 from jasper_ray.models.loading import first_line
 from jasper_ray.vectors import Dtype
-from jasper_ray.whole import locked_folder
 
 logger = logging.getLogger(__name__)
 

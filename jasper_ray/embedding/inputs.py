@@ -13,9 +13,9 @@ from typing import get_args
 from pyarrow import fs
 
 from jasper_ray.config import ConfigError, Settings
-from jasper_ray.data.files import COMPRESSIONS, NothingFound, SourceFiles, endings, find_files, shown
-from jasper_ray.data.settings import path_title
 from jasper_ray.embedding.settings import EmbedSettings, Format
+from jasper_ray.sources.files import COMPRESSIONS, NothingFound, SourceFiles, endings, find_files, shown
+from jasper_ray.sources.settings import path_title
 
 FORMATS: tuple[Format, ...] = get_args(Format)
 

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from jasper_ray.config import Settings
+from jasper_ray.embedding.chunks import block_of
 from jasper_ray.embedding.output import Record
-from jasper_ray.embedding.plan import block_of
 
 
 class FileCount(Settings):

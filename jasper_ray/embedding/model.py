@@ -11,8 +11,8 @@ from jasper_ray.config import ConfigError
 from jasper_ray.embedding.settings import EmbedSettings, VectorColumn
 from jasper_ray.encoders import SentenceTransformerEncoder, TokenEncoder, load_encoder
 from jasper_ray.encoders.base import known_dim
-from jasper_ray.encoders.budget import USUAL_TOKENS, TokenBudget
 from jasper_ray.encoders.precision import precise
+from jasper_ray.encoders.token_budget import USUAL_TOKENS, TokenBudget
 from jasper_ray.models.loading import first_line
 from jasper_ray.vectors import Dtype
 

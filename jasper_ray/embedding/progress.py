@@ -7,7 +7,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Iterable
 
-from jasper_ray.command import duration
+from jasper_ray.cli import duration
 from jasper_ray.embedding.manifest import Manifest, Work
 from jasper_ray.embedding.output import Done, Record
 

@@ -16,8 +16,8 @@ import pyarrow.parquet as pq
 from pyarrow import fs
 
 from jasper_ray.config import ConfigError
-from jasper_ray.data.reading import whole_lines
 from jasper_ray.embedding.inputs import InputFile
+from jasper_ray.sources.texts import whole_lines
 
 TEXT, REASON, DETAIL = "\x00text", "\x00reason", "\x00detail"
 """Columns that stand beside copied ones, under names that no file has."""

@@ -10,9 +10,9 @@ import pyarrow.parquet as pq
 from pydantic import Field
 
 from jasper_ray.config import ConfigError, Settings
-from jasper_ray.data.reading import whole_lines
 from jasper_ray.embedding.inputs import InputFile
 from jasper_ray.embedding.rows import Columns, Fault, csv_rows, is_local, json_object, open_stream, require
+from jasper_ray.sources.texts import whole_lines
 
 CHUNK_BYTES = 4 << 20
 KEYS_LOOKED_AT = 100

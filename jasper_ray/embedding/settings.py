@@ -8,7 +8,7 @@ import pyarrow as pa
 from pydantic import Field, ValidationError, model_validator
 
 from jasper_ray.config import ConfigError, Settings, first_fault
-from jasper_ray.pool import ActorPool, Pool
+from jasper_ray.resources import ActorPool, Pool
 from jasper_ray.vectors import Precision
 
 Format = Literal["parquet", "jsonl", "csv", "text"]

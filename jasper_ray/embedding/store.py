@@ -12,7 +12,7 @@ import pyarrow as pa
 from pyarrow import fs
 
 from jasper_ray.config import ConfigError
-from jasper_ray.data.files import shown
+from jasper_ray.sources.files import shown
 
 APPEAR_WHOLE = ("s3", "gcs", "abfs")
 """Object stores: an object is seen when all of it is there. Elsewhere a file is written aside, then renamed."""

@@ -7,8 +7,7 @@ from jasper_ray.evaluation.agreement import Agreement, agreement
 from jasper_ray.evaluation.listing import load_sets, resolve_paths
 from jasper_ray.evaluation.reading import read_sets
 from jasper_ray.evaluation.recall import recalls
-from jasper_ray.evaluation.report import render
-from jasper_ray.evaluation.scoreboard import Scoreboard
+from jasper_ray.evaluation.report import Scoreboard, render
 from jasper_ray.evaluation.scores import MetricName, Record, Score, as_scores, label, load, save
 from jasper_ray.evaluation.scoring import check, check_prompts, evaluate, unseen
 from jasper_ray.evaluation.set_data import SetData, needs_vision, of_texts

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from jasper_ray.config import ConfigError
-from jasper_ray.data.pair_reading import read_pairs
 from jasper_ray.evaluation.set_data import ImageCaptionData, ImageRequest, TextRequest, ZeroShotData
 from jasper_ray.evaluation.sets import ImageCaptionSet, ZeroShotSet
+from jasper_ray.sources.pairs import read_pairs
 
 
 def read_image_captions(one: ImageCaptionSet) -> ImageCaptionData:

@@ -1,12 +1,16 @@
-"""Scores as a table for people."""
+"""The scoreboard of a run, and scores as a table."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, NamedTuple
 
-from jasper_ray.evaluation.scores import MetricName, Record
+from jasper_ray.cli import telling
+from jasper_ray.evaluation.scores import MetricName, Record, load, save
+from jasper_ray.evaluation.set_data import SetData, contents
 
 GAP = "  "
 ABSENT = "-"
@@ -135,3 +139,34 @@ def _fit(columns: Iterable[Column], width: int) -> list[list[Column]]:
 def _table(labels: Sequence[str], columns: Sequence[Column]) -> str:
     rows = [GAP.join(row).rstrip() for row in zip(labels, *(column.cells(">") for column in columns), strict=True)]
     return "\n".join([*rows[:2], "-" * max(map(len, rows)), *rows[2:]])
+
+
+logger = logging.getLogger(__name__)
+
+
+class Scoreboard:
+    """The scores of everything that a run measures."""
+
+    def __init__(self, path: Path, sets: Sequence[SetData]) -> None:
+        self.path = path
+        """The file that holds all of them."""
+        self.sets = sets
+        self.contents = contents(sets)
+        self.records: list[Record] = []
+
+    def take(self, what: str, beside: Path, measure: Callable[[], list[Record]]) -> None:
+        """Take in the scores of what lies at `beside`, kept in a file next to it; measure first where that is missing.
+
+        The file is named by the contents of the sets: with other sets, or other texts in them, all is measured anew.
+        """
+        kept = beside.with_name(f"{beside.name}-scores-{self.contents}.json")
+        if not kept.is_file():
+            logger.info("measuring %s", what)
+            with telling(f"measuring {what}"):
+                save(measure(), kept)
+        self.records += load(kept)
+        save(self.records, self.path)
+
+    def table(self) -> str:
+        """Everything measured."""
+        return render(self.records)

@@ -8,8 +8,8 @@ from typing import Literal
 
 from pydantic import TypeAdapter, ValidationError
 
+from jasper_ray.atomic import write_text
 from jasper_ray.config import ConfigError, Settings
-from jasper_ray.whole import write_text
 
 MetricName = Literal[
     "spearman",

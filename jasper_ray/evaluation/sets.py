@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, PositiveInt, StrictInt, StrictStr, field_validator, model_validator
 
 from jasper_ray.config import Settings
-from jasper_ray.data.pairs import PairSource
+from jasper_ray.sources.pair_settings import PairSource
 
 TableFormat = Literal["csv", "tsv", "jsonl"]
 Position = Annotated[StrictInt, Field(ge=0)]

@@ -1,7 +1,6 @@
 """Images: decoded within limits, and made into what a vision tower reads."""
 
-from jasper_ray.images.decode import PIXEL_LIMIT, REASONS, BadImage, decode
-from jasper_ray.images.pictures import Picture, open_picture
+from jasper_ray.images.decode import PIXEL_LIMIT, REASONS, BadImage, Picture, decode, open_picture
 from jasper_ray.images.preprocess import Preprocessing, from_transformers
 
 __all__ = [

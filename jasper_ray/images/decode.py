@@ -1,9 +1,10 @@
-"""From an image file's bytes to RGB pixels, within limits, or the reason why not."""
+"""Decode image files, bytes and PIL images to RGB pixels within limits, or give the reason why not."""
 
 from __future__ import annotations
 
 import functools
 import io
+from pathlib import Path
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
@@ -149,3 +150,28 @@ def _orientation(image: Image.Image) -> int | None:
         return image.getexif().get(ExifTags.Base.Orientation)
     except Exception:
         return None
+
+
+Picture = str | Path | bytes | Image.Image
+
+
+def open_picture(picture: Picture, pixel_limit: int = PIXEL_LIMIT) -> Image.Image:
+    """The image in mode RGB.
+
+    Raises:
+        BadImage: there is no such file, or there are no pixels to be had of it.
+    """
+    if isinstance(picture, Image.Image):
+        return load(picture, pixel_limit)
+    if isinstance(picture, bytes):
+        return decode(picture, pixel_limit)
+    try:
+        data = Path(picture).read_bytes()
+    except OSError as error:
+        raise BadImage(
+            f"the image {str(picture)!r} cannot be read ({error.strerror}); mend its path", "missing"
+        ) from error
+    try:
+        return decode(data, pixel_limit)
+    except BadImage as error:
+        raise BadImage(f"{str(picture)!r}: {error}", error.reason) from error

@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from jasper_ray.atomic import whole_folder
 from jasper_ray.config import ConfigError, Settings
 from jasper_ray.models.files import load_module, read_json, save_module, write_json
 from jasper_ray.models.loading import load_tokenizer, load_weights
 from jasper_ray.models.pooling import Pooling
 from jasper_ray.models.student import Student
 from jasper_ray.models.vision import load_vision, save_vision
-from jasper_ray.whole import whole_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

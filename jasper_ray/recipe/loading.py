@@ -13,7 +13,7 @@ from jasper_ray.config import ConfigError, first_fault
 from jasper_ray.evaluation import EvaluationSet, resolve_paths
 from jasper_ray.recipe.schema import Recipe
 
-SHIPPED = Path(__file__).resolve().parents[2] / "jobs" / "recipes"
+SHIPPED = Path(__file__).with_name("shipped")
 
 
 class RecipeLoader(yaml.SafeLoader):

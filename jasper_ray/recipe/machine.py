@@ -9,8 +9,8 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from jasper_ray.pool import TeacherPool, decided_gpus
 from jasper_ray.recipe.schema import Recipe
+from jasper_ray.resources import TeacherPool, decided_gpus
 from jasper_ray.vectors import Dtype, Precision
 
 LONG = {"auto": "auto", "fp32": "float32", "bf16": "bfloat16"}

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from jasper_ray.config import ConfigError, Settings
-from jasper_ray.data import Corpus, Images
+from jasper_ray.corpus.settings import Corpus, Images
 from jasper_ray.evaluation import EvaluationSet
 from jasper_ray.models.student import StudentSettings
 from jasper_ray.recipe.stage import Stage

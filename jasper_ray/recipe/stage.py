@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from jasper_ray.config import ConfigError, Settings
 from jasper_ray.losses import HeadLosses
-from jasper_ray.pool import Gpus, decided_gpus
+from jasper_ray.resources import Gpus, decided_gpus
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
 

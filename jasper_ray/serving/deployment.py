@@ -20,8 +20,8 @@ from jasper_ray.config import ConfigError
 from jasper_ray.serving.flags import REPLICA_FLAGS
 from jasper_ray.serving.gateway import build_gateway
 from jasper_ray.serving.inputs import TextInput
-from jasper_ray.serving.ledger import Book, Ledger
-from jasper_ray.serving.opening import open_service
+from jasper_ray.serving.keys import Book, Ledger
+from jasper_ray.serving.load import open_service
 from jasper_ray.serving.scaling import BUSY, QUEUED
 from jasper_ray.serving.settings import Copies, ServeSettings
 

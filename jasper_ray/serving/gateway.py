@@ -17,8 +17,8 @@ from starlette.types import ASGIApp
 from jasper_ray.serving import metrics
 from jasper_ray.serving.bodies import Bodies
 from jasper_ray.serving.errors import Refusal, bad_request
-from jasper_ray.serving.front import Front
 from jasper_ray.serving.keys import EVERYONE, Key
+from jasper_ray.serving.middleware import Front
 from jasper_ray.serving.openapi import document
 from jasper_ray.serving.service import Service
 from jasper_ray.serving.surfaces import cohere, openai, tei

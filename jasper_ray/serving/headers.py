@@ -11,7 +11,7 @@ import uuid
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from jasper_ray.serving.front import REQUEST_ID
+from jasper_ray.serving.middleware import REQUEST_ID
 
 ASIDE = {
     b"x-request-timeout-seconds",

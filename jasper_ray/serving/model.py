@@ -9,7 +9,7 @@ import numpy as np
 
 from jasper_ray.config import ConfigError
 from jasper_ray.encoders import StudentEncoder, TokenEncoder
-from jasper_ray.encoders.budget import TokenBudget, is_out_of_memory
+from jasper_ray.encoders.token_budget import TokenBudget, is_out_of_memory
 from jasper_ray.serving.errors import Refusal, bad_request, too_large, unavailable
 from jasper_ray.serving.inputs import Prepared
 from jasper_ray.serving.queue import Row

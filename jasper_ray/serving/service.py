@@ -14,8 +14,7 @@ from jasper_ray.encoders import StudentEncoder, TokenEncoder
 from jasper_ray.serving.engine import Admission, Engine
 from jasper_ray.serving.errors import Refusal, bad_request, check_size, over_limit, too_large
 from jasper_ray.serving.inputs import ImageInput, Input, TextInput, TokenInput
-from jasper_ray.serving.keys import Key, Keys
-from jasper_ray.serving.ledger import Book, charge
+from jasper_ray.serving.keys import Book, Key, Keys, charge
 from jasper_ray.serving.metrics import Metrics
 from jasper_ray.serving.prepare import Preparer
 from jasper_ray.serving.settings import ServeSettings

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from jasper_ray.encoders import StudentEncoder, load_student
 from jasper_ray.encoders.precision import precise
-from jasper_ray.pool import TeacherPool
+from jasper_ray.resources import TeacherPool
 from jasper_ray.teachers.target import check_vectors
 from jasper_ray.vectors import Precision
 

@@ -8,11 +8,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from jasper_ray.assets.identity import weights_identity
 from jasper_ray.config import ConfigError, Settings, fingerprint
 from jasper_ray.encoders import Encoder, HashEncoder, load_sentence_transformer
 from jasper_ray.encoders.precision import precise
-from jasper_ray.pool import TeacherPool
+from jasper_ray.models.identity import weights_identity
+from jasper_ray.resources import TeacherPool
 from jasper_ray.vectors import Precision
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from jasper_ray.runs import as_json
+from jasper_ray.atomic import write_text
+from jasper_ray.run_folder import as_json
 from jasper_ray.training.engine import Engine, load_engine, save_engine
 from jasper_ray.training.job import complete_checkpoints
-from jasper_ray.whole import write_text
 
 KEPT = 2
 """Checkpoints that stay: the newest, and one before it."""

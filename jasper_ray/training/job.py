@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 from jasper_ray.config import ConfigError
 from jasper_ray.recipe import Stage
-from jasper_ray.runs import StageFolder
+from jasper_ray.run_folder import StageFolder
 
 if TYPE_CHECKING:  # torch takes seconds to import, and a worker imports it in an environment made for it
-    from jasper_ray.training.feed import Feed
+    from jasper_ray.training.batches import Feed
 
 
 class StageStopped(ConfigError):

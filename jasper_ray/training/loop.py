@@ -16,11 +16,11 @@ from jasper_ray.losses import LossTerms, Objective
 from jasper_ray.models.folder import StudentCard, load_student_folder, save_student
 from jasper_ray.models.student import Student
 from jasper_ray.training import checkpoints
-from jasper_ray.training.ahead import ahead
+from jasper_ray.training.batches import Collate, MicroBatch, Rows
 from jasper_ray.training.engine import Engine, build_engine, trained_weights, update
-from jasper_ray.training.feed import Collate, MicroBatch, Rows
 from jasper_ray.training.job import StageJob, StageStopped
 from jasper_ray.training.metrics import MetricsLog, StepClock
+from jasper_ray.training.prefetch import ahead
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

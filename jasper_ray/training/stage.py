@@ -15,11 +15,11 @@ from ray.data import Dataset, ExecutionOptions
 from ray.train import DataConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
+from jasper_ray.atomic import write_text
 from jasper_ray.config import ConfigError, for_the_user
-from jasper_ray.training.ahead import ahead
 from jasper_ray.training.job import StageJob, latest_step
-from jasper_ray.training.progress import telling_steps
-from jasper_ray.whole import write_text
+from jasper_ray.training.metrics import telling_steps
+from jasper_ray.training.prefetch import ahead
 
 OpenStream = Callable[[int], Dataset]
 """The labelled rows of a stage from a step on."""

@@ -1,0 +1,127 @@
+"""Image folders with captions from packages: the digits of scikit-learn and the stamps of Tux Paint.
+
+Each is a folder of PNG files with a `metadata.jsonl` of one image a line.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import tarfile
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from jasper_ray.assets.download import open_package, path_inside, read_member
+
+logger = logging.getLogger(__name__)
+
+METADATA = "metadata.jsonl"
+DIGESTS = "digests.txt"
+"""One line a file, `<sha256>  <path>`: its own hash stands for the captions and every image."""
+
+
+def write_metadata(rows: Iterable[Mapping[str, str]], folder: Path) -> str:
+    """Write one JSON object a line, `file_name` (inside `folder`) and `caption` first; the sha256 of the file."""
+    lines = [json.dumps(row, ensure_ascii=False) for row in rows]
+    content = "".join(f"{line}\n" for line in lines).encode()
+    (folder / METADATA).write_bytes(content)
+    logger.info("%d images with captions", len(lines))
+    return sha256(content)
+
+
+def write_digests(digests: Mapping[str, str], folder: Path) -> None:
+    """Write the sha256 of each path, in the order of paths."""
+    (folder / DIGESTS).write_text("".join(f"{digests[path]}  {path}\n" for path in sorted(digests)), encoding="utf-8")
+
+
+def sha256(content: bytes) -> str:
+    """The sha256 in hex."""
+    return hashlib.sha256(content).hexdigest()
+
+
+NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+CAPTIONS = ("{}", "the number {}", "the digit {}", "number {}")
+"""Short ones: in a long sentence the number is a small part of what its vector says."""
+
+
+class Digit(NamedTuple):
+    """One image with what its line in `metadata.jsonl` says."""
+
+    split: str
+    """`train` or `test`."""
+    image: Image.Image
+    row: dict[str, str]
+
+
+def write_digits(archives: Sequence[Path], target: Path) -> None:
+    """Write the folders `train` and `test` of the 1,797 images of Alpaydin & Kaynak (1998), 8 by 8 grey pixels each.
+
+    `archives` is empty. A digest is that of the 64 pixels, since the bytes of a PNG file depend on the zlib at hand.
+    """
+    digits, digests = list(read_digits()), {}
+    for split in ("train", "test"):
+        (target / split).mkdir()
+        chosen = [digit for digit in digits if digit.split == split]
+        for digit in chosen:
+            path = f"{split}/{digit.row['file_name']}"
+            digit.image.save(target / path)
+            digests[path] = sha256(digit.image.tobytes())
+        digests[f"{split}/{METADATA}"] = write_metadata((digit.row for digit in chosen), target / split)
+    write_digests(digests, target)
+
+
+def read_digits() -> Iterator[Digit]:
+    """Every image in the data set's order; of each number every fifth is for testing, and the captions take turns."""
+    from sklearn.datasets import load_digits
+
+    found = load_digits()
+    pixels_N88 = np.rint(found.images * (255 / 16)).astype(np.uint8)
+    seen: Counter[int] = Counter()
+    for index, (pixels_88, number) in enumerate(zip(pixels_N88, found.target.tolist(), strict=True)):
+        label, nth = NUMBERS[number], seen[number]
+        caption = CAPTIONS[nth % len(CAPTIONS)].format(label)
+        row = {"file_name": f"{index:04}.png", "caption": caption, "label": label}
+        yield Digit("test" if nth % 5 == 4 else "train", Image.fromarray(pixels_88), row)
+        seen[number] += 1
+
+
+STAMPS = "./usr/share/tuxpaint/stamps/"
+SYMBOLS = f"{STAMPS}symbols/"
+"""Letters, numbers, coins, notes, chess pieces: their captions name a sign, or explain it, and show nothing."""
+
+
+def write_stamps(archives: Sequence[Path], target: Path) -> None:
+    """Write every captioned image outside of `SYMBOLS` under its path in the package; 538 of 796 in Debian 12.
+
+    What has no caption of its own are mirrored copies of other images.
+    """
+    (package,) = archives
+    rows, digests = [], {}
+    with open_package(package) as files:
+        for name, caption in _captions(files).items():
+            path = path_inside(name.removeprefix(STAMPS), str(package))
+            image = read_member(files, name)
+            (target / path).parent.mkdir(parents=True, exist_ok=True)
+            (target / path).write_bytes(image)
+            digests[str(path)] = sha256(image)
+            rows.append({"file_name": str(path), "caption": caption})
+    digests[METADATA] = write_metadata(rows, target)
+    write_digests(digests, target)
+
+
+def _captions(files: tarfile.TarFile) -> dict[str, str]:
+    """Image → caption, in the order of paths: the first line of the `.txt` beside it, which is English."""
+    members = {file.name for file in files if file.isfile() and file.name.startswith(STAMPS)}
+    images = sorted(name for name in members if name.endswith(".png") and not name.startswith(SYMBOLS))
+    texts = {image: image.removesuffix(".png") + ".txt" for image in images}
+    return {image: _first_line(files, text) for image, text in texts.items() if text in members}
+
+
+def _first_line(files: tarfile.TarFile, name: str) -> str:
+    return read_member(files, name).decode("utf-8").partition("\n")[0].strip()

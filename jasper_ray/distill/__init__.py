@@ -1,0 +1,1 @@
+"""A whole distillation: prepare, label, train stage after stage, measure."""

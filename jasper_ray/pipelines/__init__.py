@@ -1,1 +1,0 @@
-"""What runs on Ray Data: preparing corpora, labelling them, embedding them."""

@@ -1,0 +1,1 @@
+"""Sources of texts and of image–caption pairs: settings, files, rows, hashing."""

@@ -1,0 +1,73 @@
+"""Looking at a corpus' sources before anything starts: a second on a laptop instead of a failed job on a cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from jasper_ray.config import ConfigError
+from jasper_ray.sources.files import SourceFiles, find_files
+from jasper_ray.sources.settings import Source
+from jasper_ray.sources.texts import read_csv_names, read_json_keys, read_lines
+
+
+def check_sources(sources: Sequence[Source]) -> None:
+    """Raise `ConfigError` unless every source has files and the first of them can be read and has the column.
+
+    Needs no Ray. Assets are downloaded if they are not in the cache yet. Later files are not opened.
+    """
+    for source in sources:
+        check_source(source, find_files(source))
+
+
+def check_source(source: Source, files: SourceFiles) -> None:
+    """`check_sources` for one source whose files are known."""
+    path = files.paths[0]
+    try:
+        _check_file(source, files, path)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise ConfigError(
+            f"source '{source.title}': {path} cannot be read as {source.format} ({str(error).splitlines()[0]}); "
+            "change path or format of the source"
+        ) from error
+
+
+def _check_file(source: Source, files: SourceFiles, path: str) -> None:
+    if source.format == "parquet":
+        _check_parquet(source, files, path)
+        return
+    with files.filesystem.open_input_stream(path, compression="detect") as stream:
+        if source.format != "text":
+            names = read_csv_names(stream, path) if source.format == "csv" else read_json_keys(stream, path)
+            check_column(source.title, path, names, source.column)
+        else:
+            next(read_lines(stream, path, None), None)
+
+
+def _check_parquet(source: Source, files: SourceFiles, path: str) -> None:
+    with files.filesystem.open_input_file(path) as file:
+        schema = pq.ParquetFile(file).schema_arrow
+    check_column(source.title, path, schema.names, source.column)
+    check_text_column(source.title, path, schema, source.column)
+
+
+def check_column(title: str, path: str, names: Sequence[str], column: str, setting: str = "column") -> None:
+    """Refuse a file of the source `title` without the column that its `setting` names."""
+    if column not in names:
+        raise ConfigError(
+            f"source '{title}': {path} has no column '{column}', it has {', '.join(names) or 'none'}; "
+            f"change the source's {setting}"
+        )
+
+
+def check_text_column(title: str, path: str, schema: pa.Schema, column: str, setting: str = "column") -> None:
+    """Refuse a Parquet file whose column, which its `setting` names, holds something else than texts."""
+    found = schema.field(column).type
+    found = found.value_type if pa.types.is_dictionary(found) else found
+    if not (pa.types.is_string(found) or pa.types.is_large_string(found) or pa.types.is_string_view(found)):
+        raise ConfigError(
+            f"source '{title}': column '{column}' of {path} holds {found}, expected text (string); "
+            f"change the source's {setting}"
+        )
