@@ -1,4 +1,4 @@
-"""The README's commands for a server on a cluster, on a head of Ray of its own."""
+"""The commands of cluster/README.md for a server, on a head of Ray of its own."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def short_folder() -> Iterator[Path]:
 @pytest.fixture
 def environment(short_folder: Path) -> dict[str, str]:
     """The README's variables, a token, and no port or file of another server."""
-    block = (HOME / "README.md").read_text().split("### On a cluster")[1]
+    block = (HOME / "cluster" / "README.md").read_text().split("## Serve")[1]
     said = dict(re.findall(r'(RAY_\w+)=("[^"]*"|\S+)', block.split("ray start")[0]))
     own = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     own |= {name: value.strip('"') for name, value in said.items()}

@@ -111,7 +111,7 @@ def test_a_new_key_is_one_whatever_its_name(tmp_path: Path, name: str) -> None:
 
 
 def test_the_readme_sets_the_flags_that_a_local_server_sets() -> None:
-    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    readme = (Path(__file__).parents[1] / "cluster" / "README.md").read_text(encoding="utf-8")
     block = readme[readme.index("export RAY_SERVE_ENABLE_HA_PROXY") :].partition("ray get-auth-token")[0]
     told = dict(part.split("=", 1) for part in shlex.split(block, comments=True) if "=" in part)
     ours = {**flags.FLAGS, **flags.HAPROXY_FLAGS}
