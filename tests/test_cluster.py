@@ -21,7 +21,7 @@ from serving import PATIENCE_S, command_running, wait_for
 from small_run import title
 from small_student import small_student
 
-from jasper_ray.serving.command import key_made
+from jasper_ray.commands.serve import make_key
 from jasper_ray.serving.flags import FILES, PORTS, free_ports
 
 pytestmark = pytest.mark.slow
@@ -84,7 +84,7 @@ def edited(folder: Path, student: Path, digest_entry: str, port: int) -> Path:
 
 
 def test_serve_deploy_brings_a_server_up_and_serve_shutdown_ends_it(head: dict[str, str], tmp_path: Path) -> None:
-    secret, entry = key_made("tests")
+    secret, entry = make_key("tests")
     (port,) = free_ports(1)
     config = edited(tmp_path, small_student(tmp_path / "student"), entry, port)
     address = f"http://127.0.0.1:{port}"

@@ -22,9 +22,9 @@ from sentence_transformers.util import quantize_embeddings
 from small_student import BASE, small_student
 
 from jasper_ray.assets import locate
+from jasper_ray.commands.embed import options_in, settings_of
 from jasper_ray.config import ConfigError
 from jasper_ray.embedding.chunks import Preparation, Span, block_name, block_of, plan_spans, read_span, unpack
-from jasper_ray.embedding.command import pool_values, settings_of
 from jasper_ray.embedding.files import ScannedFile
 from jasper_ray.embedding.folder import Job, OutputFolder, Resolved
 from jasper_ray.embedding.inputs import list_inputs
@@ -549,33 +549,36 @@ def test_a_file_of_vectors_that_is_damaged_is_made_anew(tmp_path: Path) -> None:
     assert store.names("vectors") == ["_SUCCESS"]
 
 
+NEEDED = ["--model", "m", "--input", "x", "--output", "out"]
+
+
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        ({"dim": ["big"]}, "--dim big is not a size"),
-        ({"dim": ["8:int4"]}, "--dim 8:int4 is not a size"),
-        ({"dim": ["12:binary"]}, "12:binary does not fill whole bytes"),
-        ({"dim": ["8", "8"]}, "vector_8 would be written twice"),
-        ({"carry": ["id"]}, "id would be written twice"),
-        ({"actors": "many"}, "--actors many is not a number"),
-        ({"actors": "3:2"}, "min_size 3 is above max_size 2"),
-        ({"max_rejected": 2.0}, "max_rejected"),
+        (["--dim", "big"], "--dim big is not a size"),
+        (["--dim", "8:int4"], "--dim 8:int4 is not a size"),
+        (["--dim", "12:binary"], "12:binary does not fill whole bytes"),
+        (["--dim", "8", "--dim", "8"], "vector_8 would be written twice"),
+        (["--carry", "id"], "id would be written twice"),
+        (["--actors", "many"], "--actors many is not a number"),
+        (["--actors", "3:2"], "min_size 3 is above max_size 2"),
+        (["--max-rejected", "2"], "max_rejected"),
     ],
 )
-def test_wrong_options_are_told_in_a_sentence(options: dict[str, Any], told: str) -> None:
-    usual: dict[str, Any] = {
-        **{"input": ["x"], "dim": [], "dtype": "float32", "no_truncate": False, "actors": None, "cpus": None},
-        **{"gpus": None, "threads": None, "readers": 2, "model": "m"},
-    }
+def test_wrong_options_are_told_in_a_sentence(options: list[str], told: str) -> None:
     with pytest.raises(ConfigError) as error:
-        settings_of(**{**usual, **options})
+        settings_of(options_in([*NEEDED, "--readers", "2", *options]))
     assert told in str(error.value)
 
 
 def test_what_is_not_said_of_the_pool_is_left_to_the_cluster() -> None:
-    assert pool_values(None, None, None, None) is None
-    assert pool_values(None, None, None, 4) == {"threads": 4}
-    assert pool_values("2:8", None, 0.5, None) == {"min_size": 2, "max_size": 8, "gpus": 0.5}
+    def pool(*words: str) -> dict[str, Any] | None:
+        found = settings_of(options_in([*NEEDED, *words])).pool
+        return found and found.model_dump(exclude_unset=True)
+
+    assert pool() is None
+    assert pool("--threads", "4") == {"threads": 4}
+    assert pool("--actors", "2:8", "--gpus", "0.5") == {"min_size": 2, "max_size": 8, "gpus": 0.5}
 
 
 def test_an_encoder_that_takes_texts_alone_is_given_texts(tmp_path: Path, sentences: list[str]) -> None:

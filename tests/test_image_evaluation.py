@@ -1,11 +1,9 @@
 from __future__ import annotations
 
-import importlib.util
 import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -14,6 +12,7 @@ import yaml
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from jasper_ray.commands.evaluate import report_skipped
 from jasper_ray.config import ConfigError
 from jasper_ray.encoders import HashEncoder
 from jasper_ray.evaluation import (
@@ -364,25 +363,15 @@ def test_contents_change_with_an_image_and_do_not_hold_it(digits: Path) -> None:
 # The command
 
 
-@pytest.fixture
-def evaluate_job() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("evaluate_job", ROOT / "jobs" / "evaluate.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def test_the_command_names_what_a_model_without_vision_is_left_out_of(
-    digits: Path, evaluate_job: ModuleType, capsys: pytest.CaptureFixture[str]
+    digits: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     sets = read(digits, CAPTIONS, ZERO_SHOT)
-    evaluate_job.name_unseen("some/model", HashEncoder(), sets, heldout=True)
-    assert capsys.readouterr().err == "left out, because some/model has no vision: captions, classes\n"
-    evaluate_job.name_unseen("some/model", SeeingEncoder(), sets, heldout=False)
+    report_skipped("some/model", HashEncoder(), sets, heldout=True)
+    assert capsys.readouterr().err == "skipped, because some/model has no vision: captions, classes\n"
+    report_skipped("some/model", SeeingEncoder(), sets, heldout=False)
     assert capsys.readouterr().err == ""
     with pytest.raises(
         ConfigError, match=r"some/model has no vision, and all sets \(captions, classes\) are of images"
     ):
-        evaluate_job.name_unseen("some/model", HashEncoder(), sets, heldout=False)
+        report_skipped("some/model", HashEncoder(), sets, heldout=False)

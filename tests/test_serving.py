@@ -6,7 +6,7 @@ import asyncio
 import logging
 import shlex
 import threading
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -22,6 +22,7 @@ from pydantic import ValidationError
 from serving import output_folder
 from small_student import small_student
 
+from jasper_ray.commands.serve import make_key, options_in, settings_of
 from jasper_ray.config import ConfigError
 from jasper_ray.embedding.folder import OutputFolder
 from jasper_ray.embedding.store import open_store
@@ -30,7 +31,6 @@ from jasper_ray.encoders.token_budget import TokenBudget
 from jasper_ray.models.identity import weights_identity
 from jasper_ray.models.tokenizing import Ids
 from jasper_ray.serving import fetching, flags, keys
-from jasper_ray.serving.command import key_made, settings_of
 from jasper_ray.serving.engine import Engine
 from jasper_ray.serving.errors import Refusal
 from jasper_ray.serving.inputs import Cut, ImageInput, Input, Prepared, TextInput, TokenInput
@@ -76,37 +76,36 @@ def refusal(call: Callable[[], object]) -> Refusal:
 # ---- Options ----
 
 
-def options(**others: Any) -> ServeSettings:
-    usual: dict[str, Any] = {"model": "some/model", "host": "127.0.0.1", "open": False, "replicas": "1"}
-    return settings_of(**{**usual, "cpus": None, "gpus": None, "environment": {}, **others})
+def options(*words: str, environment: Mapping[str, str] | None = None) -> ServeSettings:
+    return settings_of(options_in(["--model", "some/model", *words]), environment or {})
 
 
 def test_a_laptop_needs_no_key_and_an_open_address_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert options().open
-    assert options(host="0.0.0.0", open=True).open
-    with pytest.raises(ConfigError, match=r"--host 0\.0\.0\.0 lets others in, and no API key was given"):
-        options(host="0.0.0.0")
-    guarded = options(host="0.0.0.0", environment={"JASPER_RAY_API_KEYS": "me:a-key-of-some-length"})
+    assert options("--host", "0.0.0.0", "--open").open
+    with pytest.raises(ConfigError, match=r"--host 0\.0\.0\.0 is reachable by others and no API key was given"):
+        options("--host", "0.0.0.0")
+    guarded = options("--host", "0.0.0.0", environment={"JASPER_RAY_API_KEYS": "me:a-key-of-some-length"})
     assert (guarded.open, guarded.keys) == (False, {"me": digest_of("a-key-of-some-length")})
     monkeypatch.chdir(tmp_path)
     (tmp_path / "keys.yaml").write_text("[]")
-    assert options(keys_file="keys.yaml").keys_file == str(tmp_path / "keys.yaml")
+    assert options("--keys", "keys.yaml").keys_file == str(tmp_path / "keys.yaml")
 
 
 def test_replicas_are_so_many_to_so_many() -> None:
-    copies = options(replicas="2:5", cpus=0.5).copies
+    copies = options("--replicas", "2:5", "--cpus", "0.5").copies
     assert (copies.min, copies.max, copies.cpus) == (2, 5, 0.5)
     for wrong in ("", "x", ":2", "-1", "²"):
         with pytest.raises(ConfigError, match="is not a number of copies"):
-            options(replicas=wrong)
+            options(f"--replicas={wrong}")
     with pytest.raises(ConfigError, match="min is 3 and max is 2"):
-        options(replicas="3:2")
+        options("--replicas", "3:2")
 
 
 @pytest.mark.parametrize("name", ["search", "2024", "on", "null", "1.5", "2024-01-01"])
 def test_a_new_key_is_one_whatever_its_name(tmp_path: Path, name: str) -> None:
-    secret, entry = key_made(name)
-    (tmp_path / "keys.yaml").write_text(f"{entry}\n{key_made('another')[1]}\n")
+    secret, entry = make_key(name)
+    (tmp_path / "keys.yaml").write_text(f"{entry}\n{make_key('another')[1]}\n")
     assert Keys(str(tmp_path / "keys.yaml"), {}, False).caller(f"Bearer {secret}").name == name
 
 

@@ -1,0 +1,112 @@
+"""`jasper-ray evaluate`: models and evaluation sets → scores."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, get_args
+
+from jasper_ray.commands.options import command_parser, require
+from jasper_ray.config import ConfigError
+from jasper_ray.vectors import Precision
+
+if TYPE_CHECKING:
+    from jasper_ray.encoders import Encoder
+    from jasper_ray.evaluation import SetData
+
+CONTINUES = False
+SETS = """
+a list of sets; their paths count from the folder of the list:
+
+  - {type: pairs, name: stsb, path: stsb.csv, format: csv, header: false, columns: {left: 0, right: 1, score: 2}}
+  - {type: retrieval, name: nfcorpus, format: beir, documents: corpus.jsonl, queries: queries.jsonl, qrels: test.tsv}
+  - {type: classification, name: banking77, train: train.csv, test: test.csv, format: csv,
+     columns: {text: text, label: category}, train_per_class: 20}
+  - {type: image_captions, name: flickr, images: {format: folder, path: flickr30k}}
+  - {type: zero_shot, name: digits, images: {format: folder, path: "sklearn:digits/test", caption: label},
+     templates: ["a handwritten digit {}", "the number {}, written by hand"]}
+
+The last two are sets of images, whose source is written as in a recipe; a model without vision skips them.
+"""
+
+
+def options_in(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Parse the command line."""
+    about = "Measure models on your own evaluation sets and on a run's held-out texts, every head of a student."
+    parser = command_parser(about, epilog=SETS)
+    model = (
+        "A student folder, a sentence-transformers folder or hub id, or an asset (pypi:all-MiniLM-L6-v2). Repeatable."
+    )
+    parser.add_argument("--model", action="append", required=True, help=model)
+    sets = "A YAML list of evaluation sets. Default: sets.yaml, if it exists."
+    parser.add_argument("--sets", metavar="FILE", help=sets)
+    run = "The run folder with the held-out texts, targets and images. Default: the run of the first model, if any."
+    parser.add_argument("--run", type=Path, metavar="DIR", help=run)
+    parser.add_argument("--dim", type=int, action="append", help="Measure only this head. Repeatable. Default: all.")
+    parser.add_argument("--json", metavar="FILE", help="Also write the scores to FILE, after each model.")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, ... Default: a GPU, if there is one.")
+    dtype = "Precision of the model. auto: the precision in which the device is fast. Default: auto."
+    parser.add_argument("--dtype", default="auto", choices=get_args(Precision), help=dtype)
+    return parser.parse_args(arguments)
+
+
+def run_of(model: str) -> Path | None:
+    """The run folder that contains a finished student."""
+    folder = Path(model).parent
+    return folder if (folder / "teachers.json").is_file() else None
+
+
+def report_skipped(model: str, encoder: Encoder, sets: Sequence[SetData], heldout: bool) -> None:
+    """Print the sets that a model without vision skips.
+
+    Raises:
+        ConfigError: the model would skip everything.
+    """
+    from jasper_ray.evaluation import unseen
+
+    names = unseen(encoder, sets)
+    if names and len(names) == len(sets) and not heldout:
+        raise ConfigError(
+            f"{model} has no vision, and all sets ({', '.join(names)}) are of images; "
+            "give a student with vision, or sets of texts too"
+        )
+    if names:
+        print(f"skipped, because {model} has no vision: {', '.join(names)}", file=sys.stderr)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure each model and print the table of scores."""
+    options = options_in(arguments)
+    require("distil")  # held-out texts are read as the run wrote them
+    import transformers
+
+    from jasper_ray.distill.heldout import heldout_pairs_of, measure_agreement, measure_recall, read_heldout
+    from jasper_ray.encoders import StudentEncoder, load_encoder
+    from jasper_ray.encoders.precision import precise
+    from jasper_ray.evaluation import evaluate, label, load_sets, read_sets, render, save
+
+    transformers.utils.logging.disable_progress_bar()
+    listed = options.sets or ("sets.yaml" if Path("sets.yaml").is_file() else None)
+    run = options.run or run_of(options.model[0])
+    if not listed and not run:
+        raise ConfigError("there is nothing to measure with: give --sets FILE, --run DIR, or both")
+    sets = read_sets(load_sets(listed)) if listed else ()
+    heldout = read_heldout(run) if run else None
+    pairs = heldout_pairs_of(run) if run else None
+    records = []
+    for model in options.model:
+        dtype = precise(options.dtype, options.device)
+        print(f"measuring {model} in {dtype}", file=sys.stderr)
+        encoder = load_encoder(model, options.device, dtype)
+        report_skipped(model, encoder, sets, heldout is not None)
+        scores = evaluate(encoder, sets, options.dim)
+        if heldout:
+            scores += measure_agreement(encoder, heldout, options.dim)
+        if pairs and isinstance(encoder, StudentEncoder) and encoder.sees:
+            scores += measure_recall(encoder, pairs, options.dim)
+        records += label(model, scores)
+        if options.json:
+            save(records, options.json)
+    print(render(records))
