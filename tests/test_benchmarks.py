@@ -8,30 +8,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from benchmarks import embed_device, stream, train
-from benchmarks.batches import full_texts
-from benchmarks.device_work import operations, works
+from benchmarks import corpus_stream, device, device_workload, embed_device
+from benchmarks.corpus_stream import BATCH, benchmark_stream
+from benchmarks.device import check_tokens
+from benchmarks.device_workload import docstrings, operations, stand_in_tokenizer, workloads
 from benchmarks.distill import Side, ratios
-from benchmarks.docstrings import docstrings
-from benchmarks.embed import (
-    encode_onnx,
-    export,
-    open_session,
-    run_usual,
-    steady_speed,
-)
-from benchmarks.embed import (
-    sizes as vector_sizes,
-)
-from benchmarks.embed_device import COLUMNS, benchmark_embed_device, best_batch
-from benchmarks.embed_scale import run_plain
-from benchmarks.embed_stream import Finished, by_tenths, while_all_work
-from benchmarks.losses import growth, measure, render
-from benchmarks.stand_in import stand_in_tokenizer
-from benchmarks.stream import BATCH, benchmark_stream
-from benchmarks.table import table
-from benchmarks.train import alone, benchmark_train, check_tokens, device_of, row_operations
-from benchmarks.work import comparable, sizes
+from benchmarks.distill_workload import comparable, sizes
+from benchmarks.embed import largest_and_smallest, run_plain_loop, steady_speed
+from benchmarks.embed_device import BENCHMARK, benchmark_embed_device
+from benchmarks.embed_peers import best_batch, encode_onnx, export, open_session, run_sentence_transformers
+from benchmarks.embed_stream import TimedChunk, by_tenths, while_all_work
+from benchmarks.harness import table
+from benchmarks.lone_trainer import full_texts
+from benchmarks.losses import BENCHMARK as LOSSES
+from benchmarks.losses import growth, measure
+from benchmarks.train import benchmark_train, device_of, on_one_worker, row_operations
 from small_student import small_student
 
 from jasper_ray import load_student
@@ -62,7 +53,7 @@ def test_both_forms_of_the_loss_agree_where_they_are_compared() -> None:
     assert record["comparisons"] == 276 * 275 // 2
     assert record["relative_error"] < 1e-5
     assert {"ours_s", "matrix_s", "times_faster", "ours_mib", "matrix_mib"} <= record.keys()
-    assert render([record]).splitlines()[1].split()[0] == "24"
+    assert table([record], LOSSES.columns).splitlines()[1].split()[0] == "24"
 
 
 def test_the_matrix_form_grows_with_the_fourth_power_of_the_batch() -> None:
@@ -79,7 +70,7 @@ def test_ratios_set_ours_over_theirs() -> None:
     of_parts, of_usual, of_cached = ratios(slow, fast, slow, slow, fast)
     assert of_parts["texts_per_s"] == of_usual["end_to_end_per_s"] == 1.5
     assert of_cached["texts_per_s"] == pytest.approx(2 / 3)
-    assert table([of_parts], ["what", "texts_per_s", "start_up_s"]).split()[-2:] == ["1.5", "-"]
+    assert table([of_parts], "what texts_per_s start_up_s").split()[-2:] == ["1.5", "-"]
 
 
 @pytest.mark.parametrize("rows", [6144, 1000, 256])
@@ -112,7 +103,7 @@ def test_both_ways_get_one_head_and_cosine_alone() -> None:
 @pytest.mark.parametrize(("train", "backward"), [("*", "all"), ("heads.*", "head")])
 def test_operations_are_those_that_what_learns_needs(train: str, backward: str) -> None:
     student = build_student(tiny_student(), seed=0)
-    stage = alone(stage_of(load_recipe("quickstart"), train), batch=4, steps=1)
+    stage = on_one_worker(stage_of(load_recipe("quickstart"), train), batch=4, steps=1)
     matrices = TOKENS * 2 * (4 * HIDDEN * HIDDEN + 2 * HIDDEN * INNER)
     attention = 2 * 2 * TOKENS * TOKENS * HIDDEN  # scores, and what they weigh
     head = 2 * HIDDEN * FULL
@@ -125,9 +116,9 @@ def test_operations_are_those_that_what_learns_needs(train: str, backward: str) 
 def test_what_cannot_be_timed_is_refused() -> None:
     stage = load_recipe("quickstart").stages[0]
     with pytest.raises(ConfigError, match=r"stage 'fc1'.* needs micro batches of at least 3 rows"):
-        alone(stage, batch=2, steps=1)
+        on_one_worker(stage, batch=2, steps=1)
     with pytest.raises(ConfigError, match="--steps is 0"):
-        benchmark_train(load_recipe("quickstart"), None, None, steps=0, threads=1, peak_tflops=None)
+        benchmark_train(load_recipe("quickstart"), None, None, steps=0, threads=1, peak=None)
     with pytest.raises(ConfigError, match=r"--tokens is 513, but the body takes 1 to 512"):
         check_tokens(build_student(tiny_student(), seed=0), 513)
 
@@ -144,7 +135,7 @@ def test_a_stage_alone_steps_at_some_share_of_what_the_device_can_do() -> None:
     recipe = quickstart.model_copy(
         update={"student": tiny_student(), "stages": (stage_of(quickstart, "heads.*"),), "teachers": ()}
     )
-    (record,) = benchmark_train(recipe, batch=4, tokens=TOKENS, steps=2, threads=1, peak_tflops=None)
+    (record,) = benchmark_train(recipe, batch=4, tokens=TOKENS, steps=2, threads=1, peak=None)
     assert record["learns_m"] == (HIDDEN + 1) * FULL / 1e6
     assert record["tokens_per_s"] == pytest.approx(TOKENS * record["rows_per_s"])
     assert 0 < record["share_of_peak"] < 1
@@ -161,7 +152,7 @@ def test_a_stage_on_images_alone_steps_and_says_what_decoding_takes() -> None:
             "stages": (Stage.model_validate({**sight.model_dump(), "losses": losses, "precision": "bf16"}),),
         }
     )
-    (record,) = benchmark_train(recipe, batch=4, tokens=TOKENS, steps=2, threads=1, peak_tflops=1.0)
+    (record,) = benchmark_train(recipe, batch=4, tokens=TOKENS, steps=2, threads=1, peak=1.0)
     assert record["learns_m"] == pytest.approx(0.62, abs=0.01)
     assert record["decoding_cpus"] == pytest.approx(record["rows_per_s"] / record["decoded_per_s"])
     assert 0 < record["share_of_peak"] < 1
@@ -171,15 +162,15 @@ def test_a_stage_on_images_alone_steps_and_says_what_decoding_takes() -> None:
 def test_what_a_device_reaches_is_measured_in_the_precision_of_the_stage(
     precision: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(train, "MATRIX", {"cpu": 128})
-    assert 0 < train.product_tflops(torch.device("cpu"), precision) < 100
+    monkeypatch.setattr(device, "MATRIX", {"cpu": 128})
+    assert 0 < device.product_tflops(torch.device("cpu"), precision) < 100
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("shared_ray")
-def test_every_line_of_a_stream_is_accounted_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stream, "in_fresh_process", lambda call, *arguments: call(*arguments))
-    (record,) = benchmark_stream(4 * BATCH, tmp_path)
+def test_every_line_of_a_stream_is_accounted_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(corpus_stream, "in_fresh_process", lambda call, *arguments: call(*arguments))
+    (record,) = benchmark_stream(4 * BATCH)
     assert record["unaccounted"] == 0
     assert record["trained"] == 3 * BATCH
     assert 0 < record["dropped"] < BATCH
@@ -191,9 +182,9 @@ LINES = ["a red boat", "the wing stalls at high speed, which nobody had expected
 
 def test_each_way_of_embedding_embeds_all_lines(tmp_path: Path) -> None:
     student = str(small_student(tmp_path / "student"))
-    assert vector_sizes(student) == (96, 32)
-    assert run_usual(student, LINES, 1, "float32")["seconds"] > 0
-    plain = run_plain({"model": student, "precision": "float32", "block_rows": 2}, LINES)
+    assert largest_and_smallest(load_student(student).dims) == (96, 32)
+    assert run_sentence_transformers(student, LINES, 1, "float32")["seconds"] > 0
+    plain = run_plain_loop({"model": student, "precision": "float32", "block_rows": 2}, LINES)
     assert plain["steady_rows_per_s"] > 0
 
 
@@ -215,8 +206,8 @@ def test_speed_is_taken_where_all_actors_work(tmp_path: Path) -> None:
     assert steady_speed(tmp_path, 10) == pytest.approx(10)
 
 
-def block(actor: str, written: float, read: float = 0.0, seconds: float = 1.0) -> Finished:
-    return Finished(actor, 10, read, began=written - seconds, written=written)
+def block(actor: str, written: float, read: float = 0.0, seconds: float = 1.0) -> TimedChunk:
+    return TimedChunk(actor, 10, read, began=written - seconds, written=written)
 
 
 def test_tenths_are_of_the_time_when_every_actor_and_the_readers_work() -> None:
@@ -245,7 +236,7 @@ def test_docstrings_are_many_different_texts_and_the_same_ones_every_time() -> N
 def test_a_device_gets_texts_of_full_and_of_natural_length_with_as_many_tokens(rows: int) -> None:
     texts = docstrings(least=20_000)
     tokenizing = Tokenizing(stand_in_tokenizer(texts, 1000), TOKENS)
-    full, natural = works(tiny_student(), texts, tokenizing, rows)
+    full, natural = workloads(tiny_student(), texts, tokenizing, rows)
     assert [len(ids) for ids in tokenizing(full.texts)] == [TOKENS] * rows
     assert full.tokens == rows * TOKENS <= natural.tokens < (rows + 1) * TOKENS
     assert natural.tokens == sum(len(ids) for ids in tokenizing(natural.texts))
@@ -270,7 +261,7 @@ def test_a_batch_that_does_not_fit_is_not_the_best() -> None:
             raise torch.OutOfMemoryError
         return 1 / batch
 
-    assert best_batch(seconds, LINES) == 64
+    assert best_batch(seconds, LINES, embed_device.BATCHES) == 64
 
 
 def test_what_cannot_be_embedded_on_a_device_is_refused() -> None:
@@ -288,9 +279,10 @@ def test_a_device_that_is_not_there_is_refused() -> None:
 
 
 def test_a_students_size_embeds_on_a_device_at_some_share_of_its_peak(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(embed_device, "in_fresh_process", lambda call, *arguments: call(*arguments))
+    for module in (embed_device, device_workload):
+        monkeypatch.setattr(module, "in_fresh_process", lambda call, *arguments: call(*arguments))
     recipe = load_recipe("quickstart").model_copy(update={"student": tiny_student(), "teachers": ()})
-    records = benchmark_embed_device(recipe, None, rows=4, device="cpu", peak_tflops=1.0)
+    records = benchmark_embed_device(recipe, None, rows=4, device="cpu", peak=1.0)
     ways = ["sentence-transformers bfloat16", "sentence-transformers float32", "ours bfloat16"]
     assert [(record["texts"], record["way"]) for record in records] == [
         (texts, way) for texts in (f"{TOKENS} tokens", "natural lengths") for way in ways
@@ -298,6 +290,6 @@ def test_a_students_size_embeds_on_a_device_at_some_share_of_its_peak(monkeypatc
     for record in records:
         assert record["tokens_per_s"] == pytest.approx(record["tokens"] / record["seconds"])
         assert 0 < record["share_of_peak"] < 1
-        assert record.keys() >= set(COLUMNS) - {"padding", "tokenising"}
+        assert record.keys() >= set(BENCHMARK.columns.split()) - {"padding", "tokenising"}
     assert records[2]["padding"] == 0
     assert records[0]["times"] == records[3]["times"] == 1

@@ -10,7 +10,7 @@ from itertools import combinations
 
 import pytest
 import torch
-from benchmarks.matrix_form import matrix_hinge_ranking, matrix_relative_similarity
+from benchmarks.losses import matrix_hinge_ranking, matrix_relative_similarity
 from torch import Tensor
 
 from jasper_ray.losses import cosine_loss, count_comparisons, relative_similarity_loss, similarity_loss

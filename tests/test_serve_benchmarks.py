@@ -1,4 +1,4 @@
-"""The clients that measure servers: they count what comes, and are told when a server is not what it says."""
+"""Clients that measure servers: they count the answers, and a server that computes something else is an error."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import torch
 from benchmarks import serve, serve_device
-from benchmarks.device_work import Work
+from benchmarks.device_workload import Workload
+from benchmarks.harness import table
+from benchmarks.http_clients import LOST, Address, Reply, Tally, closed_loop, open_loop, post, read_answer
 from benchmarks.infinity import infinity_program
-from benchmarks.load import LOST, Address, Reply, Tally, closed_loop, open_loop, post, read_answer
-from benchmarks.overload import overload, render
 from benchmarks.serve import (
     POINTS,
     Point,
@@ -27,9 +27,11 @@ from benchmarks.serve import (
     run_plain,
     with_ratios,
 )
-from benchmarks.serve_device import COLUMNS, Asking, against, benchmark_serve_device
-from benchmarks.servers import Running, family, memory, server
-from benchmarks.watch import Counts, counts_on, gpu_share, model_figures
+from benchmarks.serve_device import BENCHMARK, Load, benchmark_serve_device
+from benchmarks.serve_device import against_plain as share_of_plain
+from benchmarks.serve_overload import BENCHMARK as OVERLOAD
+from benchmarks.serve_overload import overload
+from benchmarks.servers import Counts, Running, counts_on, family, gpu_share, memory, model_figures, server
 from serving import served
 from small_student import small_student
 
@@ -156,7 +158,7 @@ def test_a_server_that_has_too_much_to_do_says_so_and_recovers(student: Path) ->
     assert record["answered"] > 0
     assert record["after_per_s"] > 0
     assert record["peak_mib"] >= record["before_mib"] > 100
-    assert render([record]).splitlines()[0].split()[0] == "precision"
+    assert table([record], OVERLOAD.columns).splitlines()[0].split()[0] == "precision"
 
 
 def test_ours_is_told_in_units_of_theirs() -> None:
@@ -219,9 +221,9 @@ def test_an_environment_without_infinity_is_refused(tmp_path: Path) -> None:
 
 def test_a_point_tells_how_fast_and_how_busy_a_server_was(student: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(serve_device, "WARM_S", 0.3)
-    work = Work("natural lengths", [*LINES, "too long " * 1000], tokens=200, operations=0.0)
+    workload = Workload("natural lengths", [*LINES, "too long " * 1000], tokens=200, operations=0.0)
     with served(student) as (address, _):
-        few, many = serve_device.served(running(address), work, "cpu", Asking((1, 8), inputs=20, seconds=2.5))
+        few, many = serve_device.served(running(address), workload, "cpu", Load((1, 8), inputs=20, seconds=2.5))
     assert (few["clients"], many["clients"], many["inputs"], many["precision"]) == (1, 8, 20, "float32")
     for record in (few, many):
         assert record["requests_per_s"] > 0
@@ -229,7 +231,7 @@ def test_a_point_tells_how_fast_and_how_busy_a_server_was(student: Path, monkeyp
         assert record["tokens_per_s"] > 0
         assert record["batches_at_once"] > 0
         assert record["gpu_busy"] is None
-        assert {**record, **against(record, 1.0)}.keys() >= set(COLUMNS)
+        assert {**record, **share_of_plain(record, 1.0)}.keys() >= set(BENCHMARK.columns.split())
 
 
 def test_tokens_are_counted_from_the_end_of_a_batch_to_the_end_of_another() -> None:
@@ -258,35 +260,35 @@ jasper_ray_drain_tokens_per_second{replica="a"} 70
 
 
 def test_the_share_of_the_model_is_left_out_where_nothing_was_counted() -> None:
-    assert against({"tokens_per_s": 30.0}, 40.0) == {"plain_tokens_per_s": 40.0, "share": 0.75}
-    assert against({"tokens_per_s": None}, 40.0) == {"plain_tokens_per_s": 40.0, "share": None}
+    assert share_of_plain({"tokens_per_s": 30.0}, 40.0) == {"plain_tokens_per_s": 40.0, "share": 0.75}
+    assert share_of_plain({"tokens_per_s": None}, 40.0) == {"plain_tokens_per_s": 40.0, "share": None}
 
 
 @pytest.mark.parametrize(
-    ("asking", "message"),
+    ("load", "message"),
     [
-        (Asking((1, 0), 1, 8), "--clients is 1,0"),
-        (Asking((1,), 0, 8), "--inputs is 0"),
-        (Asking((1,), 1, 0), "--seconds is 0"),
+        (((1, 0), 1, 8), "--clients is 1,0"),
+        (((1,), 0, 8), "--inputs is 0"),
+        (((1,), 1, 0), "--seconds is 0"),
     ],
 )
-def test_what_asks_nothing_is_refused(asking: Asking, message: str) -> None:
+def test_what_asks_nothing_is_refused(load: tuple[tuple[int, ...], int, float], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        benchmark_serve_device(load_recipe("quickstart"), None, "cpu", asking, Path("serve.py"))
+        benchmark_serve_device(load_recipe("quickstart"), None, "cpu", *load)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_no_server_is_started_for_a_device_that_is_not_there() -> None:
     with pytest.raises(ConfigError, match=r"torch sees no GPU here.*--device cpu"):
-        benchmark_serve_device(load_recipe("jasper-2b"), None, "cuda", Asking((1,), 1, 8), Path("serve.py"))
+        benchmark_serve_device(load_recipe("jasper-2b"), None, "cuda", (1,), 1, 8)
 
 
-@pytest.mark.parametrize(("told", "share"), [("87", 0.87), ("[N/A]", None), ("No devices were found", None)])
+@pytest.mark.parametrize(("answer", "share"), [("87", 0.87), ("[N/A]", None), ("No devices were found", None)])
 def test_a_gpu_is_as_busy_as_its_driver_says(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told: str, share: float | None
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: str, share: float | None
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     assert gpu_share() is None
-    (tmp_path / "nvidia-smi").write_text(f"#!/bin/sh\necho '{told}'\n")
+    (tmp_path / "nvidia-smi").write_text(f"#!/bin/sh\necho '{answer}'\n")
     (tmp_path / "nvidia-smi").chmod(0o755)
     assert gpu_share() == share

@@ -1,1 +1,1 @@
-"""What our speed and memory are worth: measured in fresh processes, us and a peer in turn where there is one."""
+"""Benchmarks: each runs this project and a peer in turn on the same work; `jobs/benchmark.py` is their command."""

@@ -1,60 +1,59 @@
-"""Distilling: ours live and cached against the usual way, and against what our parts could do alone.
+"""Distilling: ours, live and cached, against the usual way and against the speed of our parts alone.
 
-The same texts, teachers, starting student, batch size, precision and number of steps on every side; each run in a fresh
-process, us and the usual way in turn. A side runs at two lengths: their difference is its speed once it runs, and what
-remains is its start-up.
+Every side has the same texts, teachers, starting student, batch size, precision and number of steps, and runs in fresh
+processes, ours and the usual way in turn. A side runs at two lengths: the difference is its speed once it runs, and the
+rest is its start-up.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from benchmarks import ours, usual
-from benchmarks.process import in_fresh_process
-from benchmarks.table import table
-from benchmarks.work import Work, comparable, last_on_texts, names, sizes
+from benchmarks import distill_ours, distill_peer
+from benchmarks.distill_workload import Workload, comparable, last_on_texts, sizes
+from benchmarks.harness import Benchmark, Option, Record, Records, in_fresh_process, rounds_option
 from jasper_ray.distill.precision import in_precisions, measuring
-from jasper_ray.recipe import Recipe
+from jasper_ray.recipe import Recipe, load_recipe
 
 logger = logging.getLogger(__name__)
 
 PASSES = (1, 3)
-"""Passes of the short and the long run over targets that are there already."""
-COLUMNS = ("what", "texts_per_s", "start_up_s", "end_to_end_per_s")
+"""Passes of the short and the long run over stored targets."""
 
-Measured = Callable[[Work, int, int], dict[str, float]]
-"""A run over so many texts, so many times; what it timed inside."""
+Timed = Callable[[Workload, int, int], dict[str, float]]
+"""A run over so many texts and passes, which returns its timings."""
 
 
 @dataclass
 class Side:
-    """One way of doing the work, at two lengths."""
+    """A way of distilling, at two lengths."""
 
     what: str
-    run: Measured
+    run: Timed
     short: tuple[int, int]
     """Texts and passes."""
     long: tuple[int, int]
     seconds: dict[tuple[int, int], list[float]] = field(default_factory=dict)
-    """From starting the process to its end, for each length and round."""
+    """Seconds from the start of the process to its end, for each length and round."""
 
-    def measure(self, work: Work) -> None:
+    def measure(self, workload: Workload) -> None:
         """Run both lengths once."""
         for length in (self.short, self.long):
             began = time.perf_counter()
-            inside = in_fresh_process(self.run, work, *length)
+            inside = in_fresh_process(self.run, workload, *length)
             self.seconds.setdefault(length, []).append(time.perf_counter() - began)
-            told = ", ".join(f"{name} {value:.3g}" for name, value in inside.items())
-            logger.info("%s, %d texts x %d: %.1f s (%s)", self.what, *length, self.seconds[length][-1], told)
+            timings = ", ".join(f"{name} {value:.3g}" for name, value in inside.items())
+            logger.info("%s, %d texts x %d: %.1f s (%s)", self.what, *length, self.seconds[length][-1], timings)
 
-    def record(self) -> dict[str, Any]:
-        """Texts a second once it runs, seconds before that, and texts a second of the long run from end to end."""
+    def record(self) -> Record:
+        """Compute texts/s once it runs, seconds before that, and texts/s of the long run from end to end."""
         short_s, long_s = (statistics.median(self.seconds[length]) for length in (self.short, self.long))
         short_rows, long_rows = (rows * passes for rows, passes in (self.short, self.long))
         speed = (long_rows - short_rows) / (long_s - short_s)
@@ -66,56 +65,69 @@ class Side:
         }
 
 
-def benchmark_distill(recipe: Recipe, rows: int, rounds: int, threads: int, folder: Path) -> list[dict[str, Any]]:
-    """One record for each part and side, then one for each ratio.
+def benchmark_distill(recipe: Recipe, rows: int, rounds: int, threads: int) -> Records:
+    """Measure each part and side, and add each ratio.
 
     Raises:
         ConfigError: the corpus has fewer than `rows` texts, or a package that the usual way needs is missing.
     """
-    usual.check_installed()
+    distill_peer.check_installed()
     recipe = in_precisions(recipe, {}, measuring(alone=True))
     short, long, shard_rows = sizes(rows, recipe.corpus.shard_rows, last_on_texts(recipe).batch_size)
-    work = Work(comparable(recipe, shard_rows), folder, threads)
-    in_fresh_process(ours.prepare, work)
-    parts = measure_parts(work, long)
-    live = Side("ours, live", ours.train_live, (short, 1), (long, 1))
-    whole = Side("usual way", usual.encode_and_train, (short, 1), (long, 1))
-    cached = Side("ours, a pass from the cache", ours.train_cached, (long, PASSES[0]), (long, PASSES[1]))
-    again = Side("usual way, a pass on stored vectors", usual.train_again, (long, PASSES[0]), (long, PASSES[1]))
-    for _ in range(rounds):
-        for side in (live, whole, cached, again):
-            side.measure(work)
-    sides = [side.record() for side in (live, whole, cached, again)]
-    return [*parts, *sides, *ratios(parts[-1], *sides)]
+    stored = ((long, PASSES[0]), (long, PASSES[1]))
+    sides = (
+        Side("ours, live", distill_ours.train_live, (short, 1), (long, 1)),
+        Side("usual way", distill_peer.encode_and_train, (short, 1), (long, 1)),
+        Side("ours, a pass from the cache", distill_ours.train_cached, *stored),
+        Side("usual way, a pass on stored vectors", distill_peer.train_again, *stored),
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        workload = Workload(comparable(recipe, shard_rows), Path(folder), threads)
+        in_fresh_process(distill_ours.prepare, workload)
+        parts = measure_parts(workload, long)
+        for _ in range(rounds):
+            for side in sides:
+                side.measure(workload)
+    records = [side.record() for side in sides]
+    return [*parts, *records, *ratios(parts[-1], *records)]
 
 
-def measure_parts(work: Work, rows: int) -> list[dict[str, Any]]:
-    """Each teacher and the trainer with the machine to themselves, and what they allow together on the same cores."""
-    parts: list[dict[str, Any]] = []
-    for number, name in enumerate(names(work.recipe)):
-        logger.info("teacher %s alone", name)
-        parts.append({"what": f"teacher {name} alone", **in_fresh_process(ours.label_alone, work, number, rows)})
+def measure_parts(workload: Workload, rows: int) -> Records:
+    """Measure each teacher and the trainer alone on the machine, and compute the speed they allow together."""
+    parts: Records = []
+    for number, teacher in enumerate(workload.recipe.teachers):
+        logger.info("teacher %s alone", teacher.name)
+        timings = in_fresh_process(distill_ours.label_alone, workload, number, rows)
+        parts.append({"what": f"teacher {teacher.name} alone", **timings})
     logger.info("the trainer alone")
-    parts.append({"what": "trainer alone", **in_fresh_process(ours.train_alone, work, rows, 1)})
+    parts.append({"what": "trainer alone", **in_fresh_process(distill_ours.train_alone, workload, rows, 1)})
     allowed = 1 / sum(1 / part["texts_per_s"] for part in parts)
     return [*parts, {"what": "the parts allow", "texts_per_s": allowed}]
 
 
-def ratios(
-    allowed: dict[str, Any], live: dict[str, Any], whole: dict[str, Any], cached: dict[str, Any], again: dict[str, Any]
-) -> list[dict[str, Any]]:
-    """What the figures come down to; above 1 is better than the other."""
+def ratios(allowed: Record, live: Record, usual: Record, cached: Record, usual_again: Record) -> Records:
+    """Compare the sides; above 1 the first one is better."""
     return [
         ratio("ours live / the parts", live, allowed, "texts_per_s"),
-        ratio("ours live / usual way", live, whole, "texts_per_s", "end_to_end_per_s"),
-        ratio("ours cached / usual way, a pass more", cached, again, "texts_per_s"),
+        ratio("ours live / usual way", live, usual, "texts_per_s", "end_to_end_per_s"),
+        ratio("ours cached / usual way, a pass more", cached, usual_again, "texts_per_s"),
     ]
 
 
-def ratio(what: str, one: dict[str, Any], other: dict[str, Any], *figures: str) -> dict[str, Any]:
+def ratio(what: str, one: Record, other: Record, *figures: str) -> Record:
+    """Divide the figures of one record by another's."""
     return {"what": what, **{figure: one[figure] / other[figure] for figure in figures}}
 
 
-def render(records: list[dict[str, Any]]) -> str:
-    """The records as a table."""
-    return table(records, COLUMNS)
+BENCHMARK = Benchmark(
+    "distill",
+    "our stage against sentence-transformers' way",
+    (
+        Option("--recipe", "quickstart", "recipe with teachers, student and corpus", resolve=load_recipe),
+        Option("--rows", 6144, "texts of the long runs"),
+        rounds_option(2),
+        Option("--threads", os.cpu_count() or 1, "torch's threads of a part that has the machine to itself"),
+    ),
+    benchmark_distill,
+    "what texts_per_s start_up_s end_to_end_per_s",
+)

@@ -1,20 +1,24 @@
-"""Infinity, the server that ours is compared with: in a virtual environment of its own, since it needs older
-libraries than we do (Python 3.12 at most, for its numpy), and with what makes it fastest on processors."""
+"""Infinity, the server that ours is compared with, with its fastest options on CPUs.
+
+It runs in a virtual environment of its own, since it needs older libraries (and, for its numpy, at most Python 3.12).
+"""
 
 from __future__ import annotations
 
 import hashlib
 import logging
-import os
 import subprocess
 import sys
+from contextlib import AbstractContextManager
 from importlib.metadata import version
 from pathlib import Path
 
 from filelock import FileLock
 
+from benchmarks.servers import NAME, Running, server
 from jasper_ray.assets.cache import cache_folder
 from jasper_ray.config import ConfigError
+from jasper_ray.serving.flags import free_ports
 
 logger = logging.getLogger(__name__)
 
@@ -29,16 +33,14 @@ PINS = (
     "numpy==1.26.4",
 )
 READY = "ready"
-"""A file in an environment that is complete."""
-NAME = "model"
-PATH = "/v1/embeddings"
+"""A file in a complete environment."""
 
 
 def infinity_program(peer_venv: Path | None) -> Path:
-    """Infinity's command, in that environment or in one that is made here.
+    """Find Infinity's command in this environment, or install one.
 
     Raises:
-        ConfigError: it is not there, or cannot be made.
+        ConfigError: the environment does not have it, or it cannot be installed.
     """
     program = (peer_venv or environment()) / "bin" / "infinity_emb"
     if not program.is_file():
@@ -46,9 +48,12 @@ def infinity_program(peer_venv: Path | None) -> Path:
     return program
 
 
-def infinity_command(program: Path, model: str, port: int, precision: str, batch: int) -> list[str]:
-    """How Infinity serves a sentence-transformers folder, in fused layers without padding (`bettertransformer`)."""
-    said = {
+def infinity_server(
+    program: Path, model: str, precision: str, batch: int, threads: int
+) -> AbstractContextManager[Running]:
+    """Start Infinity on a sentence-transformers folder, with fused layers without padding (`bettertransformer`)."""
+    port = free_ports(1)[0]
+    options = {
         "--model-id": model,
         "--served-model-name": NAME,
         "--engine": "torch",
@@ -60,36 +65,34 @@ def infinity_command(program: Path, model: str, port: int, precision: str, batch
         "--url-prefix": "/v1",
         "--log-level": "warning",
     }
-    return [str(program), "v2", *(word for pair in said.items() for word in pair), "--bettertransformer"]
-
-
-def infinity_environment(threads: int) -> dict[str, str]:
-    """Threads as ours; no news to its makers, and no hub."""
-    return {
-        "OMP_NUM_THREADS": str(threads),
-        "DO_NOT_TRACK": "1",
-        "HF_HUB_OFFLINE": "1",
-    }
+    command = [str(program), "v2", *(word for pair in options.items() for word in pair), "--bettertransformer"]
+    quiet = {"OMP_NUM_THREADS": str(threads), "DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1"}
+    return server(command, "/v1/embeddings", NAME, port, quiet)
 
 
 def environment() -> Path:
-    """The folder of a virtual environment with Infinity and our version of torch, made once and kept by the assets."""
+    """Install Infinity and our version of torch into a virtual environment, once; it is kept beside the assets."""
     pins = (f"torch=={version('torch').partition('+')[0]}", *PINS)
     made_of = hashlib.sha256("\n".join((sys.version, *pins)).encode()).hexdigest()[:8]
     folder = cache_folder() / f"infinity-{made_of}"
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_name(f"{folder.name}.lock")):
         if not (folder / READY).is_file():
-            logger.info("making an environment for Infinity in %s; minutes", folder)
-            call([sys.executable, "-m", "venv", "--clear", str(folder)])
+            logger.info("installing Infinity in %s; this takes minutes", folder)
+            run([sys.executable, "-m", "venv", "--clear", str(folder)])
             # torch goes first and alone: pip then takes the build it is configured for, and the rest accepts it
-            for wanted in (pins[:1], pins):
-                call([str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet", *wanted])
+            for packages in (pins[:1], pins):
+                run([str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet", *packages])
             (folder / READY).write_text("\n".join(pins) + "\n", encoding="utf-8")
     return folder
 
 
-def call(command: list[str]) -> None:
-    ended = subprocess.run(command, capture_output=True, text=True, env=dict(os.environ), check=False)
+def run(command: list[str]) -> None:
+    """Run a command.
+
+    Raises:
+        ConfigError: it failed.
+    """
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
     if ended.returncode:
-        raise ConfigError(f"{' '.join(command)} failed; mend that, or give --peer-venv: {ended.stderr[-1000:]}")
+        raise ConfigError(f"{' '.join(command)} failed; fix that, or give --peer-venv: {ended.stderr[-1000:]}")

@@ -1,90 +1,68 @@
-"""Training alone: how fast a recipe's stages step on this machine's device, and how much of the device that uses.
+"""Training alone: the speed of a recipe's stages on this machine's device, and the share of the device they use.
 
-One worker, whole micro-batches of full length, vectors that nobody labelled: what is measured does not depend on what
-the rows mean. The engine, the objective and the step are those of a run. Where the recipe declares an architecture its
-weights are random, so that nothing is downloaded. For a stage on images one processor also decodes photographs: how
-many such processors would keep up is the share of a run that decoding costs.
+One worker trains on whole micro-batches of full length with random targets: the speed does not depend on their
+values. Engine, objective and step are those of a run. Weights are random where the recipe declares an architecture, so
+nothing is downloaded. For a stage on images, one CPU also decodes photographs, which gives the number of CPUs that
+decoding takes in a run.
 """
 
 from __future__ import annotations
 
+import io
+import os
 import time
 from pathlib import Path
-from typing import Any
 
 import torch
+from PIL import Image
 from pydantic import ValidationError
 
-from benchmarks.alone import WARM_UP_STEPS, lone_worker, run_steps
-from benchmarks.batches import full_images, full_texts, in_turn, photographs
-from benchmarks.process import forget_peak, in_fresh_process, resident
-from benchmarks.table import table
+from benchmarks.device import check_tokens, peak_gib, product_tflops, reset_peak, without_download
+from benchmarks.harness import PEAK, Benchmark, Option, Record, Records, in_fresh_process
+from benchmarks.lone_trainer import WARM_UP_STEPS, full_images, full_texts, lone_worker, repeated, run_steps
 from jasper_ray.config import ConfigError, first_fault
 from jasper_ray.distill.precision import in_precisions, measuring
 from jasper_ray.images import decode
 from jasper_ray.models.student import Student, StudentSettings, build_student
 from jasper_ray.models.vision import build_vision
-from jasper_ray.recipe import Recipe, Stage
+from jasper_ray.recipe import Recipe, Stage, load_recipe
 from jasper_ray.recipe.dry_run import trained_parameters
 from jasper_ray.run_folder import StageFolder
 from jasper_ray.training.batches import MicroBatch, TextFeed
 from jasper_ray.training.job import StageJob
 
-MATRIX = {"cuda": 8192, "cpu": 2048}
-"""Rows and columns of the matrices whose product shows what a device can do."""
-PRODUCTS = 20
-COLUMNS = (
-    "stage",
-    "device",
-    "learns_m",
-    "rows_per_s",
-    "tokens_per_s",
-    "tflops",
-    "peak_tflops",
-    "share_of_peak",
-    "memory_gib",
-    "decoded_per_s",
-    "decoding_cpus",
-)
+PHOTOGRAPHS = 100
+"""Photographs that are decoded to measure the speed."""
 
 
 def benchmark_train(
-    recipe: Recipe, batch: int | None, tokens: int | None, steps: int, threads: int, peak_tflops: float | None
-) -> list[dict[str, Any]]:
-    """One record a stage, each in a process of its own.
+    recipe: Recipe, batch: int | None, tokens: int | None, steps: int, threads: int, peak: float | None
+) -> Records:
+    """Measure each stage in a fresh process.
 
     Args:
-        batch: rows in a step, in one forward pass; the stage's micro-batch when None.
-        tokens: tokens of every text; the student's max_length when None. An image has its own number.
-        peak_tflops: what the device's maker promises, in 10^12 operations a second; when None, what one large matrix
-            product reaches in the stage's precision.
+        batch: rows of a step, in one forward pass; None: the stage's micro-batch.
+        tokens: tokens of every text; None: the student's max_length. An image has its own number.
+        peak: the vendor's peak in 10^12 operations/s; None: the speed of a large matrix product in the stage's
+            precision.
 
     Raises:
-        ConfigError: no GPU for a stage that wants one, or sizes that no step can have.
+        ConfigError: a stage needs a GPU and there is none, or a step cannot have these sizes.
     """
     if steps < 1:
         raise ConfigError(f"--steps is {steps}, but at least one step must be timed")
     recipe = in_precisions(recipe, {}, measuring(alone=True))
     student = without_download(recipe.student)
     tokens = tokens or student.max_length
-    stages = [alone(stage, batch or stage.micro_rows, steps) for stage in recipe.stages]
+    stages = [on_one_worker(stage, batch or stage.micro_rows, steps) for stage in recipe.stages]
     return [
-        {"stage": stage.name, **in_fresh_process(step_alone, student, stage, tokens, threads, peak_tflops)}
+        {"stage": stage.name, **in_fresh_process(measure_stage, student, stage, tokens, threads, peak)}
         for stage in stages
     ]
 
 
-def without_download(settings: StudentSettings) -> StudentSettings:
-    """The same student, its body's and its tower's weights random where the recipe says what to draw."""
-    body, vision = settings.body, settings.vision
-    changed = {"body": body.model_copy(update={"random_weights": body.architecture is not None})}
-    if vision and vision.architecture and vision.preprocessing:
-        return settings.model_copy(update={**changed, "vision": vision.model_copy(update={"base": None})})
-    return settings.model_copy(update=changed)
-
-
-def alone(stage: Stage, batch: int, steps: int) -> Stage:
-    """The stage on one worker, a batch in one forward pass."""
+def on_one_worker(stage: Stage, batch: int, steps: int) -> Stage:
+    """Change the stage to one worker and one forward pass a step."""
     changed = {"workers": 1, "batch_size": batch, "micro_batch_size": batch, "passes": None}
     values = {**stage.model_dump(), **changed, "steps": WARM_UP_STEPS + steps}
     try:
@@ -93,10 +71,8 @@ def alone(stage: Stage, batch: int, steps: int) -> Stage:
         raise ConfigError(f"stage {stage.name!r}: {first_fault(error, values, Stage)}") from error
 
 
-def step_alone(
-    settings: StudentSettings, stage: Stage, tokens: int, threads: int, peak_tflops: float | None
-) -> dict[str, Any]:
-    """Steps of one stage after a warm-up: rows a second, operations a second, memory at the peak."""
+def measure_stage(settings: StudentSettings, stage: Stage, tokens: int, threads: int, peak: float | None) -> Record:
+    """Time steps after a warm-up: rows/s, operations/s, peak of memory."""
     device = device_of(stage)
     student = build_student(settings, seed=0)
     check_tokens(student, tokens)
@@ -108,9 +84,9 @@ def step_alone(
     steps = stage.steps or 0
     job = StageJob(stage, Path(), StageFolder(Path()), steps, TextFeed(()), settings.dropout, seed=0)
     with lone_worker(job, student, device, threads) as worker:
-        promised = peak_tflops or product_tflops(device, stage.precision)
-        stream = in_turn(micro)
-        forget(device)
+        peak = peak or product_tflops(device, stage.precision)
+        stream = repeated(micro)
+        reset_peak(device)
         run_steps(worker, stream, 0, WARM_UP_STEPS)
         seconds = run_steps(worker, stream, WARM_UP_STEPS, steps) / (steps - WARM_UP_STEPS)
         memory = peak_gib(device)
@@ -121,15 +97,15 @@ def step_alone(
         "rows_per_s": stage.batch_size / seconds,
         "tokens_per_s": sum(group.mask_BT.numel() for group in micro.groups) / seconds,
         "tflops": reached,
-        "peak_tflops": promised,
-        "share_of_peak": reached / promised,
+        "peak_tflops": peak,
+        "share_of_peak": reached / peak,
         "memory_gib": memory,
         **decoding(student, stage.batch_size / seconds),
     }
 
 
 def decoding(student: Student, rows_per_s: float) -> dict[str, float]:
-    """For a student that sees: photographs that one processor decodes in a second, and processors that keep up."""
+    """Measure the photographs/s that one CPU decodes for a student with vision, and the CPUs that keep up."""
     if student.vision is None:
         return {}
     files = photographs()
@@ -140,11 +116,23 @@ def decoding(student: Student, rows_per_s: float) -> dict[str, float]:
     return {"decoded_per_s": rate, "decoding_cpus": rows_per_s / rate}
 
 
+def photographs() -> list[bytes]:
+    """Make JPEG files of 640 x 427 pixels from scikit-learn's photographs."""
+    from sklearn.datasets import load_sample_images
+
+    files = []
+    for pixels in load_sample_images().images:
+        file = io.BytesIO()
+        Image.fromarray(pixels).save(file, "JPEG", quality=90)
+        files.append(file.getvalue())
+    return files * (PHOTOGRAPHS // len(files))
+
+
 def device_of(stage: Stage) -> torch.device:
-    """The kind of device that the stage asks for.
+    """Choose the kind of device that the stage reserves.
 
     Raises:
-        ConfigError: a GPU, and there is none.
+        ConfigError: it reserves a GPU and there is none.
     """
     if not stage.gpus:
         return torch.device("cpu")
@@ -156,29 +144,11 @@ def device_of(stage: Stage) -> torch.device:
     return torch.device("cuda")
 
 
-def check_tokens(student: Student, tokens: int) -> None:
-    """Refuse texts longer than the body has positions for."""
-    most = getattr(student.body.config, "max_position_embeddings", tokens)
-    if not 0 < tokens <= most:
-        raise ConfigError(f"--tokens is {tokens}, but the body takes 1 to {most}; change it")
-
-
-def forget(device: torch.device) -> None:
-    """Let `peak_gib` count from now on."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-    else:
-        forget_peak()
-
-
-def peak_gib(device: torch.device) -> float:
-    """The most memory that was taken: of the GPU, or of this process."""
-    return torch.cuda.max_memory_allocated() / 2**30 if device.type == "cuda" else resident("VmHWM") / 2**20
-
-
 def row_operations(student: Student, stage: Stage, micro: MicroBatch) -> float:
-    """Floating-point operations that the method asks for a row, forward and backward, as torch counts them in one
-    row of the batch: what checkpointing computes twice counts once."""
+    """Count the floating-point operations of a row, forward and backward, with torch on one row of the batch.
+
+    Operations that activation checkpointing repeats count once.
+    """
     from torch.utils.flop_counter import FlopCounterMode
 
     student.freeze_all_but(stage.train)
@@ -190,19 +160,18 @@ def row_operations(student: Student, stage: Stage, micro: MicroBatch) -> float:
     return float(counter.get_total_flops())
 
 
-def product_tflops(device: torch.device, precision: str) -> float:
-    """10^12 operations a second of a product of two square matrices."""
-    size = MATRIX[device.type]
-    one = torch.ones(size, size, device=device, dtype=torch.bfloat16 if precision == "bf16" else torch.float32)
-    best = 0.0
-    for _ in range(PRODUCTS):
-        began = time.perf_counter()
-        product = one @ one
-        product[0, 0].item()  # waits for the device
-        best = max(best, 2 * size**3 / (time.perf_counter() - began) / 1e12)
-    return best
-
-
-def render(records: list[dict[str, Any]]) -> str:
-    """The records as a table."""
-    return table(records, COLUMNS)
+BENCHMARK = Benchmark(
+    "train",
+    "a recipe's stages alone, and their share of the device",
+    (
+        Option("--recipe", "quickstart", "recipe with the student and the stages", resolve=load_recipe),
+        Option("--batch", None, "rows of a step, in one pass; unset: the stage's micro-batch", type=int),
+        Option("--tokens", None, "tokens of every text; unset: max_length; an image has its own number", type=int),
+        Option("--steps", 10, "timed steps of a stage"),
+        PEAK,
+        Option("--threads", os.cpu_count() or 1, "torch's threads on a CPU"),
+    ),
+    benchmark_train,
+    "stage device learns_m rows_per_s tokens_per_s tflops peak_tflops share_of_peak memory_gib decoded_per_s "
+    "decoding_cpus",
+)

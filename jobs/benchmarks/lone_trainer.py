@@ -1,16 +1,19 @@
-"""Micro-batches that nobody labelled, for timing stages: texts and images of full length, and photographs to decode."""
+"""A stage's trainer alone in a process, without Ray: its worker, its steps, and unlabelled micro-batches for it."""
 
 # Shape legend: B rows, T tokens, S side of an image in pixels, E size of the target.
 
 from __future__ import annotations
 
-import io
 import itertools
+import os
+import socket
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -18,13 +21,49 @@ from jasper_ray.models.student import Student
 from jasper_ray.models.tokens import TokenGroup
 from jasper_ray.recipe import Stage
 from jasper_ray.training.batches import MicroBatch
+from jasper_ray.training.job import StageJob
+from jasper_ray.training.stage import worker_environment
 
-PHOTOGRAPHS = 100
-"""Photographs that are decoded to see how long it takes."""
+if TYPE_CHECKING:
+    from jasper_ray.training.loop import Worker
+
+WARM_UP_STEPS = 2
+"""Steps before the clock starts."""
+
+
+@contextmanager
+def lone_worker(job: StageJob, student: Student, device: torch.device, threads: int) -> Iterator[Worker]:
+    """Enter the stage's worker as a world of one; once in a process."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    world = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.environ.update(worker_environment(on_gpu=device.type == "cuda"), **world)
+    from jasper_ray.training.loop import Worker, choose_attention
+
+    torch.set_num_threads(threads)
+    choose_attention(device)
+    worker = Worker(job, student, device)
+    worker.engine.train()
+    try:
+        yield worker
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def run_steps(worker: Worker, stream: Iterator[MicroBatch], first: int, last: int) -> float:
+    """Return the seconds of the steps from `first` up to, but not including, `last`.
+
+    A step ends with its losses on the CPU, so nothing is under way when the clock stops.
+    """
+    began = time.perf_counter()
+    for step in range(first, last):
+        worker.step(step, stream)
+    return time.perf_counter() - began
 
 
 def full_texts(student: Student, stage: Stage, tokens: int) -> MicroBatch:
-    """A micro-batch of texts without padding, in the stage's groups."""
+    """Make a micro-batch of texts without padding, in the stage's groups."""
     generator = torch.Generator().manual_seed(0)
     vocabulary = student.body.config.vocab_size
     ids_BT = torch.randint(vocabulary, (stage.batch_size, tokens), generator=generator)
@@ -34,7 +73,7 @@ def full_texts(student: Student, stage: Stage, tokens: int) -> MicroBatch:
 
 
 def full_images(student: Student, stage: Stage) -> MicroBatch:
-    """A micro-batch of images, in the stage's groups; the marks around an image and the text's own take four tokens."""
+    """Make a micro-batch of images in the stage's groups; image marks and the text's own tokens take four more."""
     vision = student.vision
     assert vision is not None, "a recipe with such a stage has student.vision"
     generator = torch.Generator().manual_seed(0)
@@ -50,22 +89,11 @@ def full_images(student: Student, stage: Stage) -> MicroBatch:
 
 
 def as_micro_batch(groups: list[TokenGroup], targets: dict[int, Tensor]) -> MicroBatch:
+    """Number the rows of the groups."""
     rows = sum(len(group.ids_BT) for group in groups)
     return MicroBatch([str(row) for row in range(rows)], 0, groups, targets, {})
 
 
-def in_turn(micro: MicroBatch) -> Iterator[MicroBatch]:
-    """The same rows again and again, at the places where a stage expects them."""
+def repeated(micro: MicroBatch) -> Iterator[MicroBatch]:
+    """Repeat the same rows at the positions that a stage expects."""
     return (replace(micro, position=round_ * micro.rows) for round_ in itertools.count())
-
-
-def photographs() -> list[bytes]:
-    """JPEG files of 640 x 427 pixels, which scikit-learn brings."""
-    from sklearn.datasets import load_sample_images
-
-    files = []
-    for pixels in load_sample_images().images:
-        file = io.BytesIO()
-        Image.fromarray(pixels).save(file, "JPEG", quality=90)
-        files.append(file.getvalue())
-    return files * (PHOTOGRAPHS // len(files))

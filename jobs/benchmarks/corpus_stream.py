@@ -1,17 +1,27 @@
-"""A whole run over many short lines with a teacher without weights and two workers: what streaming takes in memory.
+"""A distillation over many short lines: the memory that streaming takes.
 
-Teacher and student cost next to nothing, so lines stream as fast as they ever will, and all that adds up does.
+A teacher without weights and a tiny student cost next to nothing, so lines stream at the highest speed, and all that
+grows with their number shows.
 """
 
 from __future__ import annotations
 
 import json
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.process import STORE, PeakUse, forget_peak, in_fresh_process, resident
-from benchmarks.table import table
+from benchmarks.harness import (
+    Benchmark,
+    PeakStoreUse,
+    Record,
+    Records,
+    in_fresh_process,
+    peak_mib,
+    reset_peak_memory,
+    rows_option,
+)
 from jasper_ray.corpus.order import left_over
 from jasper_ray.corpus.shards import load_manifest
 from jasper_ray.distill.run import distill
@@ -20,28 +30,24 @@ from jasper_ray.run_folder import RunFolder, StageFolder
 
 BATCH = 1024
 WORDS = ("a", "small", "river", "carries", "every", "letter", "home", "before", "the", "autumn", "rain")
-COLUMNS = ("rows", "trained", "heldout", "dropped", "unaccounted", "seconds", "driver_mib", "store_mib")
 
 
-def benchmark_stream(rows: int, folder: Path) -> list[dict[str, Any]]:
-    """One record: where every line went, and the peaks of the driver's memory and of the object store.
+def benchmark_stream(rows: int) -> Records:
+    """Account for every line, and measure the peaks of the driver's memory and of the object store.
 
     Raises:
-        ConfigError: too few lines for a batch.
+        ConfigError: the lines are too few for a batch.
     """
-    lines = folder / "lines.txt"
-    write_lines(lines, rows)
-    return [{"rows": rows, **in_fresh_process(run, parse_recipe(recipe_over(lines), "the benchmark's recipe"), folder)}]
-
-
-def write_lines(path: Path, rows: int) -> None:
-    """So many lines, each another."""
-    with path.open("w", encoding="utf-8") as file:
-        file.writelines(f"{WORDS[row % 11]} {WORDS[row // 11 % 11]} number {row}\n" for row in range(rows))
+    with tempfile.TemporaryDirectory() as name:
+        lines = Path(name) / "lines.txt"
+        with lines.open("w", encoding="utf-8") as file:
+            file.writelines(f"{WORDS[row % 11]} {WORDS[row // 11 % 11]} number {row}\n" for row in range(rows))
+        recipe = parse_recipe(recipe_over(lines), "the benchmark's recipe")
+        return [{"rows": rows, **in_fresh_process(run, recipe, Path(name))}]
 
 
 def recipe_over(lines: Path) -> dict[str, Any]:
-    """A recipe whose models are as small as models get."""
+    """Make a recipe with the smallest models."""
     body = {"model_type": "bert", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1}
     stage = {
         "name": "all",
@@ -79,17 +85,17 @@ def recipe_over(lines: Path) -> dict[str, Any]:
     }
 
 
-def run(recipe: Recipe, folder: Path) -> dict[str, float]:
-    """The run, in this process as its driver."""
-    forget_peak()
+def run(recipe: Recipe, folder: Path) -> Record:
+    """Distil, with this process as the driver."""
+    reset_peak_memory()
     began = time.perf_counter()
-    with PeakUse(STORE) as store:
+    with PeakStoreUse() as store:
         distill(recipe, folder / "run")
     seconds = time.perf_counter() - began
-    found = RunFolder(folder / "run")
-    manifest = load_manifest(found.corpus)
+    finished = RunFolder(folder / "run")
+    manifest = load_manifest(finished.corpus)
     heldout = sum(shard.rows for shard in manifest.heldout)
-    trained = trained_rows(StageFolder(next(found.path.glob("stages/1-all-*"))), recipe.teachers[0].name)
+    trained = trained_rows(StageFolder(next(finished.path.glob("stages/1-all-*"))), recipe.teachers[0].name)
     dropped = left_over(manifest.train, BATCH)
     read = sum(source.read for source in manifest.sources)
     return {
@@ -98,17 +104,21 @@ def run(recipe: Recipe, folder: Path) -> dict[str, float]:
         "dropped": dropped,
         "unaccounted": read - trained - heldout - dropped - manifest.duplicates,
         "seconds": seconds,
-        "driver_mib": resident("VmHWM") / 1024,
-        "store_mib": store.peak / 2**20,
+        "driver_mib": peak_mib(),
+        "store_mib": store.peak_mib,
     }
 
 
 def trained_rows(stage: StageFolder, teacher: str) -> int:
-    """Rows that were labelled and trained on, step by step; each worker checks every row's place before it counts."""
+    """Count the rows that were labelled and trained on; a worker checks each row's place before it counts."""
     records = [json.loads(line) for line in stage.metrics.read_text(encoding="utf-8").splitlines()]
     return sum(record[f"labelled/{teacher}"] for record in records)
 
 
-def render(records: list[dict[str, Any]]) -> str:
-    """The record as a table."""
-    return table(records, COLUMNS)
+BENCHMARK = Benchmark(
+    "stream",
+    "a distillation over many short lines: memory of driver and object store",
+    (rows_option(1_000_000),),
+    benchmark_stream,
+    "rows trained heldout dropped unaccounted seconds driver_mib store_mib",
+)

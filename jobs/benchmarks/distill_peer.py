@@ -1,6 +1,6 @@
 """The usual way, with sentence-transformers alone: encode every text with each teacher, then train on the vectors.
 
-It gets what its users would give it: one `encode` call a teacher, which sorts all texts by length, and
+It is written as its users would: one `encode` call a teacher, which sorts all texts by length, and
 `SentenceTransformerTrainer` with `EmbedDistillLoss`. Weights, precision, batch size and optimiser are ours.
 """
 
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from benchmarks.work import Work
+from benchmarks.distill_workload import Workload
 from jasper_ray.assets import locate
 from jasper_ray.config import ConfigError
 from jasper_ray.teachers import SentenceTransformerTeacher, Teacher
@@ -26,8 +26,11 @@ if TYPE_CHECKING:
 
 
 def check_installed() -> None:
-    """Raises:
-    ConfigError: the trainer of sentence-transformers lacks what it needs."""
+    """Check that the trainer of sentence-transformers can run.
+
+    Raises:
+        ConfigError: a package that it needs is missing.
+    """
     missing = [name for name in ("accelerate", "datasets") if importlib.util.find_spec(name) is None]
     if missing:
         raise ConfigError(
@@ -36,29 +39,30 @@ def check_installed() -> None:
         )
 
 
-def encode_and_train(work: Work, rows: int, passes: int) -> dict[str, float]:
-    """Vectors of all teachers, then the training; the vectors stay for `train_again`."""
-    quieten(work.threads)
-    texts = work.texts(rows)
+def encode_and_train(workload: Workload, rows: int, passes: int) -> dict[str, float]:
+    """Encode with all teachers, then train; the vectors stay for `train_again`."""
+    set_up(workload.threads)
+    texts = workload.texts(rows)
     seconds: dict[str, float] = {}
-    columns = [encode(teacher, texts, seconds) for teacher in work.recipe.teachers]
+    columns = [encode(teacher, texts, seconds) for teacher in workload.recipe.teachers]
     target_NE = np.concatenate(columns, axis=1) / np.sqrt(len(columns))
-    np.save(stored(work, rows), target_NE)
-    return {**seconds, **fit(work, texts, target_NE, passes)}
+    np.save(stored(workload, rows), target_NE)
+    return {**seconds, **fit(workload, texts, target_NE, passes)}
 
 
-def train_again(work: Work, rows: int, passes: int) -> dict[str, float]:
-    """The training on vectors that were stored before."""
-    quieten(work.threads)
-    return fit(work, work.texts(rows), np.load(stored(work, rows)), passes)
+def train_again(workload: Workload, rows: int, passes: int) -> dict[str, float]:
+    """Train on the stored vectors."""
+    set_up(workload.threads)
+    return fit(workload, workload.texts(rows), np.load(stored(workload, rows)), passes)
 
 
-def stored(work: Work, rows: int) -> Path:
-    return work.folder / f"usual-{rows}.npy"
+def stored(workload: Workload, rows: int) -> Path:
+    """Return the file of the vectors."""
+    return workload.folder / f"usual-{rows}.npy"
 
 
-def quieten(threads: int) -> None:
-    """Torch's threads, and no bars."""
+def set_up(threads: int) -> None:
+    """Set torch's threads and hide progress bars."""
     import transformers
 
     torch.set_num_threads(threads)
@@ -66,11 +70,13 @@ def quieten(threads: int) -> None:
 
 
 def encode(teacher: Teacher, texts: list[str], seconds: dict[str, float]) -> np.ndarray:
-    """A teacher's vectors as a user of sentence-transformers gets them; the encoding's seconds go into `seconds`."""
+    """Encode with a teacher as a user of sentence-transformers does, and add the seconds to `seconds`."""
     from sentence_transformers import SentenceTransformer
 
     if not isinstance(teacher, SentenceTransformerTeacher):
-        raise ConfigError(f"teacher {teacher.name!r} is no sentence-transformers model, and the usual way has no other")
+        raise ConfigError(
+            f"teacher {teacher.name!r} is no sentence-transformers model, expected one: the usual way has no other"
+        )
     dtype = getattr(torch, teacher.dtype)
     model = SentenceTransformer(locate(teacher.model, teacher.revision), device="cpu", model_kwargs={"dtype": dtype})
     if teacher.max_length:
@@ -83,32 +89,32 @@ def encode(teacher: Teacher, texts: list[str], seconds: dict[str, float]) -> np.
     return np.asarray(vectors_ND, np.float32)
 
 
-def fit(work: Work, texts: list[str], target_NE: np.ndarray, passes: int) -> dict[str, float]:
-    """Train the student and save it; seconds of the training, and the last step's loss."""
+def fit(workload: Workload, texts: list[str], target_NE: np.ndarray, passes: int) -> dict[str, float]:
+    """Train the student and save it; time the training."""
     from datasets import Dataset
     from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
     from sentence_transformers.sentence_transformer.losses import EmbedDistillLoss
 
-    student = SentenceTransformer(str(work.start), device="cpu")
+    student = SentenceTransformer(str(workload.start), device="cpu")
     without_dropout(student)
     trainer = SentenceTransformerTrainer(
         model=student,
-        args=arguments(work, passes),
+        args=arguments(workload, passes),
         train_dataset=Dataset.from_dict({"sentence": texts, "label": target_NE.tolist()}),
         loss=EmbedDistillLoss(student, distance_metric="cosine"),
     )
     began = time.perf_counter()
     trainer.train()
     seconds = time.perf_counter() - began
-    student.save_pretrained(str(work.folder / "usual-student"), create_model_card=False)
+    student.save_pretrained(str(workload.folder / "usual-student"), create_model_card=False)
     return {"training_s": seconds, "mean_loss": trainer.state.log_history[-1]["train_loss"]}
 
 
-def arguments(work: Work, passes: int) -> SentenceTransformerTrainingArguments:
-    """Our stage in the trainer's words; no evaluation, no checkpoints, no reports."""
+def arguments(workload: Workload, passes: int) -> SentenceTransformerTrainingArguments:
+    """Write our stage as the trainer's arguments, without evaluation, checkpoints and reports."""
     from sentence_transformers import SentenceTransformerTrainingArguments
 
-    stage = work.stage
+    stage = workload.stage
     quiet: dict[str, Any] = {
         "save_strategy": "no",
         "eval_strategy": "no",
@@ -117,7 +123,7 @@ def arguments(work: Work, passes: int) -> SentenceTransformerTrainingArguments:
         "disable_tqdm": True,
     }
     return SentenceTransformerTrainingArguments(
-        output_dir=str(work.folder / "usual-trainer"),
+        output_dir=str(workload.folder / "usual-trainer"),
         use_cpu=True,
         bf16=stage.precision == "bf16",
         num_train_epochs=passes,
@@ -126,13 +132,13 @@ def arguments(work: Work, passes: int) -> SentenceTransformerTrainingArguments:
         weight_decay=stage.weight_decay,
         max_grad_norm=stage.gradient_clipping or 0.0,
         optim="adamw_torch_fused",
-        seed=work.recipe.seed,
+        seed=workload.recipe.seed,
         **quiet,
     )
 
 
 def without_dropout(student: SentenceTransformer) -> None:
-    """Ours trains without; so does theirs, for the same work."""
+    """Turn dropout off, as in our stage."""
     for module in student.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0

@@ -1,7 +1,7 @@
-"""Clients of a server: requests prepared beforehand over kept-alive HTTP/1.1 connections, answers counted and timed.
+"""HTTP/1.1 clients that load a server: prepared requests over kept-alive connections, answers counted and timed.
 
-The load shares the processors with the server that is measured, so it parses of an answer only the status and where it
-ends: some 20 µs of a processor for a request, where aiohttp's client takes 80.
+The clients share the CPUs with the measured server, so they parse only the status and the end of an answer: some 20 µs
+of a CPU for a request, where aiohttp's client takes 80.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-OK = 200
+OK, BUSY = 200, 429
 LOST = 0
-"""Instead of a status: the connection broke, or what came was no answer."""
+"""Replaces the status when the connection broke or the answer was no HTTP."""
 PAUSE_S = 0.05
-"""How long a client waits after an answer that is none, before it asks again."""
+"""Seconds that a client waits after any status but 200."""
 BUFFER = 1 << 20
 """Bytes that a connection reads ahead."""
 
 
 @dataclass(frozen=True)
 class Address:
-    """Where the server listens."""
+    """Host and port of a server."""
 
     port: int
     host: str = "127.0.0.1"
@@ -34,21 +34,16 @@ class Address:
 
 @dataclass(frozen=True)
 class Reply:
-    """One request: when it was sent and answered, on the clock of `time.perf_counter`, and its status."""
+    """The status of a request, and its times on the clock of `time.perf_counter`."""
 
     sent_s: float
     ended_s: float
     status: int
 
-    @property
-    def seconds(self) -> float:
-        """From sending to the end of the answer."""
-        return self.ended_s - self.sent_s
-
 
 @dataclass
 class Tally:
-    """What came back between `began_s` and `ended_s`."""
+    """The replies that ended between `began_s` and `ended_s`."""
 
     began_s: float
     ended_s: float
@@ -61,22 +56,27 @@ class Tally:
 
     @property
     def failed(self) -> int:
-        """Replies that are not 200."""
+        """Replies other than 200."""
         return len(self.replies) - self.statuses[OK]
 
     @property
+    def unexpected(self) -> int:
+        """Replies other than 200 and 429, lost connections among them."""
+        return self.failed - self.statuses[BUSY]
+
+    @property
     def per_s(self) -> float:
-        """Requests a second that were answered with 200."""
+        """Requests/s that were answered with 200."""
         return self.statuses[OK] / (self.ended_s - self.began_s)
 
     def percentile(self, share: float, status: int = OK) -> float:
-        """Seconds within which that share of the replies with this status came; the nearest rank, NaN of none."""
-        seconds = sorted(reply.seconds for reply in self.replies if reply.status == status)
+        """Return the seconds within which that share of the replies with this status came, by nearest rank."""
+        seconds = sorted(reply.ended_s - reply.sent_s for reply in self.replies if reply.status == status)
         return seconds[max(0, math.ceil(share * len(seconds)) - 1)] if seconds else math.nan
 
 
 class Client:
-    """One request at a time, over a connection that is opened anew when it was lost."""
+    """One request at a time over one connection, which is reopened after it broke."""
 
     def __init__(self, address: Address) -> None:
         self.address = address
@@ -84,7 +84,7 @@ class Client:
         self.writer: asyncio.StreamWriter | None = None
 
     async def ask(self, request: bytes) -> Reply:
-        """Send, wait for the answer, and say how it went."""
+        """Send a request and wait for the end of its answer."""
         sent_s = time.perf_counter()
         try:
             reader, writer = await self._connected()
@@ -102,14 +102,14 @@ class Client:
         return self.reader, self.writer
 
     def close(self) -> None:
-        """Hang up, whether or not an answer is due."""
+        """Close the connection at once, even if an answer is due."""
         if self.writer:
             self.writer.transport.abort()
         self.reader = self.writer = None
 
 
 async def read_answer(reader: asyncio.StreamReader) -> int:
-    """The status of an answer, once all of it has been read.
+    """Read a whole answer and return its status.
 
     Raises:
         EOFError: the connection broke.
@@ -117,20 +117,20 @@ async def read_answer(reader: asyncio.StreamReader) -> int:
     """
     head = (await reader.readuntil(b"\r\n\r\n")).lower()
     status = int(head.split(b" ", 2)[1])
-    _, said, length = head.partition(b"\r\ncontent-length:")
-    if said:
+    _, with_length, length = head.partition(b"\r\ncontent-length:")
+    if with_length:
         await reader.readexactly(int(length.partition(b"\r")[0]))
     elif b"\r\ntransfer-encoding: chunked\r\n" in head:
         while size := int(await reader.readline(), 16):
             await reader.readexactly(size + 2)
         await reader.readline()
     else:
-        raise ValueError("the answer does not say how long it is")
+        raise ValueError("the answer has neither a length nor chunks")
     return status
 
 
 def post(address: Address, path: str, body: object) -> bytes:
-    """A whole request with a JSON body, as it goes over the wire."""
+    """Build the bytes of a request with a JSON body."""
     data = json.dumps(body, ensure_ascii=False).encode()
     head = (
         f"POST {path} HTTP/1.1\r\nhost: {address.host}:{address.port}\r\naccept: */*\r\n"
@@ -142,9 +142,10 @@ def post(address: Address, path: str, body: object) -> bytes:
 async def closed_loop(
     address: Address, requests: Sequence[bytes], clients: int, seconds: float, warm_s: float = 0.0
 ) -> Tally:
-    """So many clients, each of which asks again once it is answered; counted is what ends after `warm_s` and within
-    `seconds` from then on. The requests are taken in turn, all clients together, from the first one on again when they
-    end, so that two servers are asked the same."""
+    """Run clients that each ask again once they are answered; count for `seconds` after `warm_s`.
+
+    All clients together take the requests in turn and start over at their end, so two servers get the same ones.
+    """
     turn = itertools.cycle(requests)
     began_s = time.perf_counter() + warm_s
     tally = Tally(began_s, began_s + seconds)
@@ -158,7 +159,7 @@ async def closed_loop(
 
 
 async def keep_asking(client: Client, turn: Iterator[bytes], tally: Tally) -> None:
-    """One client of a closed loop, until it is cancelled."""
+    """Run one client of a closed loop until it is cancelled."""
     while True:
         reply = await client.ask(next(turn))
         if tally.began_s <= reply.ended_s <= tally.ended_s:
@@ -168,7 +169,7 @@ async def keep_asking(client: Client, turn: Iterator[bytes], tally: Tally) -> No
 
 
 async def dismiss(clients: Sequence[Client], tasks: Sequence[asyncio.Task[None]]) -> None:
-    """Hang up and end what the clients were at."""
+    """Cancel the tasks and close the connections."""
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
@@ -178,18 +179,15 @@ async def dismiss(clients: Sequence[Client], tasks: Sequence[asyncio.Task[None]]
 
 @dataclass
 class Flood(Tally):
-    """What came back of requests that did not wait for each other."""
+    """The replies to requests that did not wait for each other."""
 
     sent: int = 0
     unsent: int = 0
-    """Left out, because as many as may be were open already."""
+    """Requests that were skipped, since no connection was free."""
 
 
 async def open_loop(address: Address, requests: Sequence[bytes], per_s: float, seconds: float, most_open: int) -> Flood:
-    """So many requests a second, whatever becomes of them; whoever still waits in the end hangs up.
-
-    A connection serves the next request once it is answered, and there are at most `most_open` of them.
-    """
+    """Send requests at a fixed rate, over at most `most_open` connections; close those that still wait at the end."""
     turn = itertools.cycle(requests)
     began_s = time.perf_counter()
     flood = Flood(began_s, began_s + seconds)

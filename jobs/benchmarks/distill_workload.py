@@ -1,8 +1,7 @@
-"""What every side of the distilling benchmark is given: texts, teachers, student, batch size."""
+"""The workload of the distilling benchmark, the same for every side: texts, teachers, student, batch size."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,18 +10,18 @@ from jasper_ray.corpus.shards import Manifest, Shard, load_manifest, read_shard
 from jasper_ray.recipe import Recipe, Stage, parse_recipe
 
 NO_CHECKPOINTS = 1 << 30
-"""Steps between checkpoints: none but the last, which a stage always writes."""
+"""Steps between checkpoints: only the last remains, which a stage always writes."""
 
 
 @dataclass(frozen=True)
-class Work:
-    """One student to train on one corpus; a fresh process is handed this and nothing else."""
+class Workload:
+    """One student to train on one corpus; the only argument of a fresh process."""
 
     recipe: Recipe
-    """One stage, one head, cosine alone."""
+    """A recipe of one stage, one head, and the cosine loss."""
     folder: Path
     threads: int
-    """Threads of whatever has the machine to itself; what runs side by side takes the recipe's."""
+    """Threads of a part that has the machine to itself; parts that run side by side take the recipe's."""
 
     @property
     def stage(self) -> Stage:
@@ -34,38 +33,38 @@ class Work:
 
     @property
     def start(self) -> Path:
-        """The student before training: a plain sentence-transformers folder, so both sides start from its weights."""
+        """Folder of the student before training, a sentence-transformers model from which both sides start."""
         return self.folder / "start"
 
     def targets(self, teacher: str) -> Path:
-        """Our cache of a teacher's vectors."""
+        """Return the folder of our cache of a teacher's vectors."""
         return self.folder / "targets" / teacher
 
     def shards(self, rows: int) -> list[Shard]:
-        """The first shards, with `rows` texts together.
+        """List the first shards, with `rows` texts in total.
 
         Raises:
             ConfigError: the corpus has fewer.
         """
         manifest: Manifest = load_manifest(self.corpus)
         taken = list(manifest.train[: rows // self.recipe.corpus.shard_rows])
-        found = sum(shard.rows for shard in taken)
-        if found != rows:
-            raise ConfigError(f"the corpus has {found} of the {rows} texts to measure with; lower --rows")
+        available = sum(shard.rows for shard in taken)
+        if available != rows:
+            raise ConfigError(f"the corpus has {available} of the {rows} texts to measure with; lower --rows")
         return taken
 
     def texts(self, rows: int) -> list[str]:
-        """The texts of those shards."""
+        """Read the texts of those shards."""
         return [
             text for shard in self.shards(rows) for text in read_shard(self.corpus / shard.file)["text"].to_pylist()
         ]
 
 
 def sizes(rows: int, shard_rows: int, batch_size: int) -> tuple[int, int, int]:
-    """Texts of a short and a long run, and the shards' size: whole shards and whole batches, at about 1 to 3.
+    """Return the texts of a short and a long run, about 1 to 3, and the shard size: whole shards and whole batches.
 
     Raises:
-        ConfigError: too few for two runs of different length.
+        ConfigError: the rows are too few for two runs of different length.
     """
     unit = shard_rows if rows >= 6 * shard_rows and shard_rows % batch_size == 0 else batch_size
     long, short = round(rows / unit) * unit, max(1, round(rows / 3 / unit)) * unit
@@ -75,10 +74,9 @@ def sizes(rows: int, shard_rows: int, batch_size: int) -> tuple[int, int, int]:
 
 
 def comparable(recipe: Recipe, shard_rows: int) -> Recipe:
-    """The recipe cut down to what the usual way can do too: all parameters, one head, cosine alone, nothing held out
-    and no text left out.
+    """Reduce the recipe to the abilities of the usual way: all parameters, one head, the cosine loss, every text.
 
-    Precision, batch size, threads, teachers and body stay the recipe's; the stage is its last one.
+    Precision, batch size, threads, teachers and body stay the recipe's; the stage is its last one on texts.
     """
     full = recipe.student.heads[0]
     values = recipe.model_dump(mode="json")
@@ -106,10 +104,5 @@ def comparable(recipe: Recipe, shard_rows: int) -> Recipe:
 
 
 def last_on_texts(recipe: Recipe) -> Stage:
-    """The stage that both sides run."""
+    """Choose the stage that both sides run."""
     return [stage for stage in recipe.stages if stage.data == "texts"][-1]
-
-
-def names(recipe: Recipe) -> Sequence[str]:
-    """The teachers' names, in the order of the target."""
-    return [teacher.name for teacher in recipe.teachers]
