@@ -1,4 +1,4 @@
-# What one does with a clone. Every target sets up what it needs; a second set-up takes no time.
+# The commands of a clone. Every target installs what it needs; installing again takes no time.
 
 PYTHON ?= python3
 VENV   := .venv
@@ -7,7 +7,8 @@ RUNS   := $(VENV)/installed-to-run
 STAMP  := $(VENV)/installed
 PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet --quiet
 GET    := $(PIP) install --no-compile --constraint constraints.txt
-# pip would compile one module after the other, and processes that start together each compile what all of them import.
+# Modules are compiled below, in parallel: pip compiles one after the other, and processes that start together all compile
+# what they import.
 UNUSED := transformers/models/|ray/rllib|ray/tune|/tests?/|sympy|torch/_inductor|torch/testing|onnx/backend
 TORCH  := $(shell sed -n 's/^torch==//p' constraints.txt)
 ARGS   ?=
@@ -16,14 +17,15 @@ ARGS   ?=
 .PHONY: help setup distill check quick test lint format constraints clean
 
 help: ## list the targets
+	@echo "make distill runs the quickstart from a fresh clone. All targets:"
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-setup: $(STAMP) ## make the virtual environment .venv with everything in it
+setup: $(STAMP) ## create the virtual environment .venv with all dependencies
 
 distill: $(RUNS) ## run the quickstart recipe; make distill ARGS="RECIPE --run DIR" runs another
 	$(BIN)/python jobs/distill.py $(ARGS)
 
-check: $(STAMP) ## lint, and run the tests that need no Ray: what takes two or three minutes
+check: $(STAMP) ## run the linters and the tests without Ray, in two or three minutes
 	@$(MAKE) --no-print-directory --jobs=2 lint quick
 
 quick: $(STAMP)
@@ -32,42 +34,42 @@ quick: $(STAMP)
 test: $(STAMP) ## run all tests; make test ARGS="-k losses" runs some
 	$(BIN)/python -m pytest $(ARGS)
 
-lint: $(STAMP) ## check formatting, style, types and import floors; changes nothing
+lint: $(STAMP) ## check formatting, style, types and import floors without changing a file
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-format: $(STAMP) ## format the code and mend what can be mended
+format: $(STAMP) ## format the code and apply the automatic fixes
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-# torch goes first and alone: pip then takes the build it is configured for, CPU or CUDA, and the rest accepts it.
+# torch first and alone: pip chooses the build it is configured for, CPU or CUDA, and the other packages accept it.
 $(RUNS): pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 14))' || \
-		{ echo "$$($(PYTHON) --version 2>&1) found, Python 3.10 to 3.13 expected: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
-	@echo "Setting up $(VENV): torch $(TORCH), then the rest; a minute."
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 15))' || \
+		{ echo "$$($(PYTHON) --version 2>&1) found, Python 3.11 to 3.14 expected: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
+	@echo "Setting up $(VENV): torch $(TORCH), then the other packages; a minute."
 	@$(PYTHON) -m venv $(VENV)
 	@$(GET) torch==$(TORCH)
-	@$(GET) --editable ".[dinov2]"
+	@$(GET) --editable ".[all]"
 	@$(BIN)/python -m compileall -q -j 0 -x '$(UNUSED)' $(VENV)/lib >/dev/null || true
 	@touch $@
 
 $(STAMP): $(RUNS)
-	@echo "Adding what tests, linters and benchmarks take; a minute."
+	@echo "Adding the packages of tests, linters and benchmarks; a minute."
 	@$(GET) --editable ".[dev]"
 	@touch $@
 
-# The CUDA libraries are left out, since torch names the exact ones it needs, and so are markers of other systems.
-constraints: $(STAMP) ## resolve the dependencies anew into constraints.txt, for every supported Python
+# CUDA libraries are dropped, since torch names the exact ones it needs, and so are markers of other systems.
+constraints: $(STAMP) ## resolve the newest dependencies into constraints.txt, for every supported Python
 	$(PIP) install uv
-	$(BIN)/uv pip compile pyproject.toml --extra dev --universal --python-version 3.10 --upgrade --quiet \
+	$(BIN)/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --upgrade --quiet \
 		--no-header --no-annotate --output-file $(VENV)/resolved
 	{ grep '^#' constraints.txt; sed -E -e '/^(nvidia-|cuda-|triton==)|== .(win32|emscripten).$$/d' \
 		-e 's/ (;|and) (implementation_name|platform_[a-z_]+|sys_platform) .*//' \
 		-e 's/^(torch==[0-9.]+).*/\1/' $(VENV)/resolved | uniq; } > $(VENV)/constraints
 	mv $(VENV)/constraints constraints.txt
 
-clean: ## remove the environment and caches; runs/ stays
+clean: ## remove the environment and caches, but not runs/
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

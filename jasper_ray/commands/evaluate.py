@@ -13,8 +13,9 @@ from jasper_ray.config import ConfigError
 from jasper_ray.vectors import Precision
 
 if TYPE_CHECKING:
-    from jasper_ray.encoders import Encoder
-    from jasper_ray.evaluation import SetData
+    from jasper_ray.distill.heldout import HeldOut, HeldOutPairs
+    from jasper_ray.encoders import Encoder, TokenEncoder
+    from jasper_ray.evaluation import Score, SetData
 
 CONTINUES = False
 SETS = """
@@ -79,34 +80,50 @@ def report_skipped(model: str, encoder: Encoder, sets: Sequence[SetData], heldou
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure each model and print the table of scores."""
     options = options_in(arguments)
-    require("distil")  # held-out texts are read as the run wrote them
+    run = options.run or run_of(options.model[0])
+    listed = options.sets or ("sets.yaml" if Path("sets.yaml").is_file() else None)
+    if not listed and not run:
+        raise ConfigError("there is nothing to measure with: give --sets FILE, --run DIR, or both")
     import transformers
 
-    from jasper_ray.distill.heldout import heldout_pairs_of, measure_agreement, measure_recall, read_heldout
-    from jasper_ray.encoders import StudentEncoder, load_encoder
+    from jasper_ray.encoders import load_encoder
     from jasper_ray.encoders.precision import precise
     from jasper_ray.evaluation import evaluate, label, load_sets, read_sets, render, save
 
     transformers.utils.logging.disable_progress_bar()
-    listed = options.sets or ("sets.yaml" if Path("sets.yaml").is_file() else None)
-    run = options.run or run_of(options.model[0])
-    if not listed and not run:
-        raise ConfigError("there is nothing to measure with: give --sets FILE, --run DIR, or both")
     sets = read_sets(load_sets(listed)) if listed else ()
-    heldout = read_heldout(run) if run else None
-    pairs = heldout_pairs_of(run) if run else None
+    texts, pairs = read_run(run) if run else (None, None)
     records = []
     for model in options.model:
         dtype = precise(options.dtype, options.device)
         print(f"measuring {model} in {dtype}", file=sys.stderr)
         encoder = load_encoder(model, options.device, dtype)
-        report_skipped(model, encoder, sets, heldout is not None)
+        report_skipped(model, encoder, sets, heldout=texts is not None)
         scores = evaluate(encoder, sets, options.dim)
-        if heldout:
-            scores += measure_agreement(encoder, heldout, options.dim)
-        if pairs and isinstance(encoder, StudentEncoder) and encoder.sees:
-            scores += measure_recall(encoder, pairs, options.dim)
+        if run:
+            scores += heldout_scores(encoder, texts, pairs, options.dim)
         records += label(model, scores)
         if options.json:
             save(records, options.json)
     print(render(records))
+
+
+def read_run(run: Path) -> tuple[HeldOut | None, HeldOutPairs | None]:
+    """The held-out texts and pairs of a run folder."""
+    require("distil")
+    from jasper_ray.distill.heldout import heldout_pairs_of, read_heldout
+
+    return read_heldout(run), heldout_pairs_of(run)
+
+
+def heldout_scores(
+    encoder: TokenEncoder, texts: HeldOut | None, pairs: HeldOutPairs | None, dims: Sequence[int] | None
+) -> list[Score]:
+    """The agreement with the target on held-out texts, and the recall on held-out pairs of a model with vision."""
+    from jasper_ray.distill.heldout import measure_agreement, measure_recall
+    from jasper_ray.encoders import StudentEncoder
+
+    scores = measure_agreement(encoder, texts, dims) if texts else []
+    if pairs and isinstance(encoder, StudentEncoder) and encoder.sees:
+        scores += measure_recall(encoder, pairs, dims)
+    return scores

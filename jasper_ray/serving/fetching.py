@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import ipaddress
 import socket
 from collections.abc import Callable
@@ -48,7 +47,7 @@ async def fetched(url: str, most: int, allowed: Callable[[str], bool] = is_publi
             session.get(url, allow_redirects=False) as answer,
         ):
             return await body_of(answer, most)
-    except (aiohttp.ClientError, asyncio.TimeoutError, OSError, ValueError) as error:
+    except (TimeoutError, aiohttp.ClientError, OSError, ValueError) as error:
         raise refused(f"could not be fetched ({type(error).__name__})") from error
 
 
