@@ -12,6 +12,8 @@ GET    := $(PIP) install --no-compile --constraint constraints.txt
 UNUSED := transformers/models/|ray/rllib|ray/tune|/tests?/|sympy|torch/_inductor|torch/testing|onnx/backend
 TORCH  := $(shell sed -n 's/^torch==//p' constraints.txt)
 ARGS   ?=
+# A file of tests stays in one process: its fixtures are made once.
+SHARED := --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .PHONY: help setup distill check quick test lint format constraints clean
@@ -29,10 +31,10 @@ check: $(STAMP) ## run the linters and the tests without Ray, in two or three mi
 	@$(MAKE) --no-print-directory --jobs=2 lint quick
 
 quick: $(STAMP)
-	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+	$(BIN)/python -m pytest -m "not slow" $(SHARED) $(ARGS)
 
 test: $(STAMP) ## run all tests; make test ARGS="-k losses" runs some
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest $(SHARED) $(ARGS)
 
 lint: $(STAMP) ## check formatting, style, types and import floors without changing a file
 	$(BIN)/ruff format --check .

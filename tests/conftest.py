@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 if "PYTEST_XDIST_WORKER" in os.environ:  # several processes share the processors: read before torch is imported
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-SERVE = {"test_cluster", "test_serve"}
-"""Files whose tests take ports that a machine has once."""
+LONGEST = ("test_serve", "test_embed", "test_distill", "test_benchmarks", "test_cluster", "test_corpus_pipeline")
+"""The files that take longest: begun first, neither of two processes waits for the other at the end."""
 TESTS = str(Path(__file__).parent)
 """Where workers find what tests have defined."""
 
@@ -70,15 +70,12 @@ def uses_shared_ray(item: pytest.Item) -> bool:
     return "shared_ray" in getattr(item, "fixturenames", ())
 
 
-def pytest_itemcollected(item: pytest.Item) -> None:
-    """Where two processes run the tests, a file goes to one of them, and so do all that serve: HAProxy's ports are
-    fixed."""
-    item.add_marker(pytest.mark.xdist_group("serve" if item.path.stem in SERVE else item.path.stem))
-
-
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests on the shared Ray come last, in the order they had: those before them may start a Ray of their own."""
-    items.sort(key=uses_shared_ray)
+    """Sort the longest files to the front where processes share the tests, and tests on the shared Ray to the end of
+    what a process runs: those before them may start a Ray of their own."""
+    shares = "PYTEST_XDIST_WORKER" in os.environ
+    rank = {file: place for place, file in enumerate(LONGEST)} if shares else {}
+    items.sort(key=lambda item: (rank.get(item.path.stem, len(LONGEST)), uses_shared_ray(item)))
 
 
 @pytest.hookimpl(tryfirst=True)

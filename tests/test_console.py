@@ -3,163 +3,20 @@
 from __future__ import annotations
 
 import inspect
-import json
-import re
 import signal
 import subprocess
 import sys
-import threading
-import time
-from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import pairwise
-from pathlib import Path
-from typing import IO
 
-import psutil
 import pytest
-import yaml
 from ray._private import worker
 from ray.data._internal.execution.operators.actor_pool_map_operator import ActorPoolMapOperator
 from ray.data._internal.execution.operators.map_operator import MapOperator
 from ray.train.torch import TorchTrainer
-from small_run import recipe_values, stage, title
+from watching import foreign
 
 from jasper_ray import cli, ray_runtime
-from jasper_ray.evaluation import load
-from jasper_ray.evaluation.report import render
-from jasper_ray.training.job import latest_step
-
-ROOT = Path(__file__).resolve().parent.parent
-STOPPED = "stopped by SIGTERM; run the same command again to continue"
-OURS = re.compile(r"\d\d:\d\d:\d\d  jasper_ray[.\w]*  \S.*")
-
-NAMING = """
-import logging, runpy, sys
-logging.basicConfig(level=logging.WARNING, format="%(asctime)s  %(name)s  %(message)s", datefmt="%H:%M:%S")
-del sys.argv[0]
-runpy.run_path(sys.argv[0], run_name="__main__")
-"""
-"""Runs a command whose lines also name the logger that they come from."""
-
-
-@dataclass
-class Watched:
-    """A process, its lines as they came, and the processes below it with what they called themselves."""
-
-    process: subprocess.Popen[str]
-    out: list[str] = field(default_factory=list)
-    err: list[str] = field(default_factory=list)
-    times: list[float] = field(default_factory=list)
-    below: dict[psutil.Process, str] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        assert self.process.stdout
-        assert self.process.stderr
-        pipes = ((self.process.stdout, self.out), (self.process.stderr, self.err))
-        self.readers = [threading.Thread(target=self.read, args=pair, daemon=True) for pair in pipes]
-        for reader in self.readers:
-            reader.start()
-
-    def read(self, pipe: IO[str], lines: list[str]) -> None:
-        for line in pipe:
-            self.times.append(time.monotonic())
-            lines.append(line.rstrip("\n"))
-
-    def look_below(self) -> None:
-        children = psutil.Process(self.process.pid).children(recursive=True)
-        self.below = {child: title(child) for child in children}
-
-    def wait(self) -> int:
-        code = self.process.wait(timeout=400)
-        for reader in self.readers:
-            reader.join(timeout=30)
-        return code
-
-    def alive(self) -> list[str]:
-        """What still runs of the processes below it, a few seconds after its end."""
-        _, alive = psutil.wait_procs(list(self.below), timeout=5)
-        return [title(process) for process in alive if title(process)]
-
-
-def watch(folder: Path) -> Watched:
-    run = [str(ROOT / "jobs" / "distill.py"), str(folder / "recipe.yaml"), "--run", str(folder / "run")]
-    pipe = subprocess.PIPE
-    return Watched(
-        subprocess.Popen([sys.executable, "-c", NAMING, *run], cwd=folder, text=True, stdout=pipe, stderr=pipe)
-    )
-
-
-@dataclass
-class Runs:
-    """A run that SIGTERM stopped in its stage, and the same command again."""
-
-    folder: Path
-    stopped: Watched
-    step: int
-    """Of the newest checkpoint when it had stopped."""
-    finished: Watched
-
-
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
-    folder = tmp_path_factory.mktemp("console")
-    values = recipe_values(folder, stage("only", steps=40, checkpoint_every=10))
-    (folder / "recipe.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
-    stopped = watch(folder)
-    while not list(folder.glob("run/stages/1-only-*/checkpoints/step-*/state.json")):
-        assert stopped.process.poll() is None, stopped.err
-        time.sleep(0.1)
-    stopped.look_below()
-    stopped.process.send_signal(signal.SIGTERM)
-    time.sleep(1)
-    stopped.process.send_signal(signal.SIGTERM)  # by now it cleans up, which nothing interrupts
-    stopped.wait()
-    (checkpoints,) = folder.glob("run/stages/1-only-*/checkpoints")
-    step = latest_step(checkpoints)
-    finished = watch(folder)
-    finished.wait()
-    return Runs(folder, stopped, step, finished)
-
-
-def foreign(lines: Iterable[str]) -> list[str]:
-    """The lines that none of our loggers wrote."""
-    return [line for line in lines if not OURS.fullmatch(line)]
-
-
-@pytest.mark.slow
-def test_sigterm_in_a_stage_ends_with_one_sentence_and_leaves_nothing_behind(runs: Runs) -> None:
-    assert runs.stopped.process.returncode == 143
-    assert runs.stopped.err[-1] == STOPPED
-    assert foreign(runs.stopped.err[:-1]) == runs.stopped.out == []
-    assert any("RayTrainWorker" in name for name in runs.stopped.below.values())
-    assert runs.stopped.alive() == []
-
-
-@pytest.mark.slow
-def test_the_same_command_continues_after_sigterm(runs: Runs) -> None:
-    assert runs.finished.process.returncode == 0, runs.finished.err
-    assert 10 <= runs.step < 40, "the stage had ended before it was stopped"
-    (log,) = runs.folder.glob("run/stages/1-only-*/metrics.jsonl")
-    steps = [json.loads(line)["step"] for line in log.read_text(encoding="utf-8").splitlines()]
-    assert steps == list(range(40))
-
-
-@pytest.mark.slow
-def test_every_line_of_a_run_is_ours(runs: Runs) -> None:
-    assert runs.finished.err
-    assert foreign(runs.finished.err) == []
-    table = render(load(runs.folder / "run" / "evaluation.json"))
-    last = f"The student is in {runs.folder / 'run' / 'student'}"
-    assert runs.finished.out == [*table.splitlines(), "", last]
-
-
-@pytest.mark.slow
-def test_no_ten_seconds_pass_without_a_line(runs: Runs) -> None:
-    times = sorted(runs.finished.times)
-    assert max(later - earlier for earlier, later in pairwise(times)) < 10
 
 
 @pytest.mark.parametrize(

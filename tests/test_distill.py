@@ -1,4 +1,4 @@
-"""The whole job: from a recipe file to a student, killed and continued, and refused where it must not continue."""
+"""The whole job: from a recipe file to a student, stopped, killed and continued, and what a person sees of it."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import os
 import runpy
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Iterable
 from contextlib import redirect_stdout
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -24,17 +24,20 @@ import pytest
 import yaml
 from sentence_transformers import SentenceTransformer
 from small_run import recipe_values, stage
+from watching import Watched, foreign, watch
 
 from jasper_ray import load_student
 from jasper_ray.config import ConfigError
 from jasper_ray.distill.run import distill, logger
 from jasper_ray.evaluation import load
+from jasper_ray.evaluation.report import render
 from jasper_ray.recipe import parse_recipe
 from jasper_ray.training.job import latest_step
 
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parent.parent
+STOPPED = "stopped by SIGTERM; run the same command again to continue"
 TEXTS = ["a sentence", "another one, somewhat longer than the first"]
 FIRST = stage("first", train=["heads.48.*"], losses={48: {"cosine": 10}}, steps=4)
 SECOND = stage(
@@ -42,13 +45,38 @@ SECOND = stage(
 )
 
 
+@dataclass(frozen=True)
+class Job:
+    """A run on texts that SIGTERM stopped in its second stage, and the same command again, to the end."""
+
+    folder: Path
+    stopped: Watched
+    step: int
+    """Of the newest checkpoint when it had stopped."""
+    finished: Watched
+
+    @property
+    def run(self) -> Path:
+        return self.folder / "run"
+
+
 @pytest.fixture(scope="module")
-def job(shared_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run on texts, to its end; returns the folder it happened in."""
+def job(tmp_path_factory: pytest.TempPathFactory) -> Job:
     folder = tmp_path_factory.mktemp("job")
     write_recipe(folder, recipe_values(folder, FIRST, SECOND))
-    (folder / "out.txt").write_text(call("distill.py", str(folder / "recipe.yaml"), "--run", str(folder / "run")))
-    return folder
+    stopped = watch(folder)
+    while not list(folder.glob("run/stages/2-second-*/checkpoints/step-*/state.json")):
+        assert stopped.process.poll() is None, stopped.err
+        time.sleep(0.05)
+    stopped.look_below()
+    stopped.process.send_signal(signal.SIGTERM)
+    time.sleep(1)
+    stopped.process.send_signal(signal.SIGTERM)  # by now it cleans up, which nothing interrupts
+    stopped.wait()
+    step = latest_step(next(folder.glob("run/stages/2-second-*/checkpoints")))
+    finished = watch(folder)
+    finished.wait()
+    return Job(folder, stopped, step, finished)
 
 
 def write_recipe(folder: Path, values: dict[str, Any]) -> None:
@@ -75,32 +103,23 @@ class Before:
 
 
 @pytest.fixture(scope="module")
-def before(job: Path) -> Before:
+def before(shared_ray: None, job: Job) -> Before:
     """The run, continued with a stage on images, in which its driver is killed; started again, it ends."""
-    run = job / "run"
+    run = job.run
     vectors, trained = load_student(run / "student").encode_heads(TEXTS), times(run)
-    write_recipe(job, taught_to_see(job))
-    driver = start(job)
+    write_recipe(job.folder, taught_to_see(job.folder))
+    driver = watch(job.folder)
     while not (
-        latest_step(next(run.glob("stages/3-sight-*"), job) / "checkpoints") and len(steps(run, "3-sight")) > 12
+        latest_step(next(run.glob("stages/3-sight-*"), job.folder) / "checkpoints") and len(steps(run, "3-sight")) > 12
     ):
-        assert driver.poll() is None, driver.stdout.read() if driver.stdout else ""
+        assert driver.process.poll() is None, driver.err
         time.sleep(0.05)
-    os.killpg(driver.pid, signal.SIGKILL)
-    driver.wait()
+    os.killpg(driver.process.pid, signal.SIGKILL)
+    driver.process.wait()
     checkpoint = latest_step(next(run.glob("stages/3-sight-*/checkpoints")))
     found = Before(vectors, trained, written(run.glob("targets/*/*.parquet")), steps(run, "3-sight"), checkpoint)
-    distill(parse_recipe(taught_to_see(job), "test"), run)
+    distill(parse_recipe(taught_to_see(job.folder), "test"), run)
     return found
-
-
-def start(folder: Path) -> subprocess.Popen[str]:
-    """`jobs/distill.py` in a process of its own, with a Ray of its own."""
-    script, recipe, run = (str(path) for path in (ROOT / "jobs" / "distill.py", folder / "recipe.yaml", folder / "run"))
-    command = [sys.executable, script, recipe, "--run", run]
-    return subprocess.Popen(
-        command, cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
-    )
 
 
 def steps(run: Path, name: str) -> list[dict[str, Any]]:
@@ -136,47 +155,75 @@ def taught_to_see(folder: Path) -> dict[str, Any]:
     return values
 
 
-def test_the_table_has_every_moment(job: Path) -> None:
-    moments = {record.moment for record in load(job / "run" / "evaluation.json")}
+def test_sigterm_in_a_stage_ends_with_one_sentence_and_leaves_nothing_behind(job: Job) -> None:
+    assert job.stopped.process.returncode == 143
+    assert job.stopped.err[-1] == STOPPED
+    assert foreign(job.stopped.err[:-1]) == job.stopped.out == []
+    assert any("RayTrainWorker" in name for name in job.stopped.below.values())
+    assert job.stopped.alive() == []
+
+
+def test_the_same_command_continues_after_sigterm(job: Job) -> None:
+    assert job.finished.process.returncode == 0, job.finished.err
+    done = [record["step"] for record in steps(job.run, "2-second")]
+    assert 5 <= job.step < len(done), "the stage had ended before it was stopped"
+    assert done == list(range(len(done)))
+
+
+def test_every_line_of_a_run_is_ours(job: Job) -> None:
+    assert job.finished.err
+    assert foreign(job.finished.err) == []
+    table = render(load(job.run / "evaluation.json"))
+    last = f"The student is in {job.run / 'student'}"
+    assert job.finished.out == [*table.splitlines(), "", last]
+
+
+def test_no_ten_seconds_pass_without_a_line(job: Job) -> None:
+    times = sorted(job.finished.times)
+    assert max(later - earlier for earlier, later in pairwise(times)) < 10
+
+
+def test_the_table_has_every_moment(job: Job) -> None:
+    moments = {record.moment for record in load(job.run / "evaluation.json")}
     assert {"start", "1-first", "2-second", "ridge"} <= moments
-    assert "2-second" in (job / "out.txt").read_text()
+    assert "2-second" in "\n".join(job.finished.out)
 
 
-def test_the_finished_student_is_what_sentence_transformers_loads_at_every_head(job: Path) -> None:
-    folder = job / "run" / "student"
+def test_the_finished_student_is_what_sentence_transformers_loads_at_every_head(job: Job) -> None:
+    folder = job.run / "student"
     texts = [*TEXTS, "x"]
     ours = load_student(folder)
     assert ours.dims == (48, 16)
     modules = (folder / "modules.json").read_text()
     for dim in ours.dims:
-        edited = shutil.copytree(folder, job / f"edited-{dim}")
+        edited = shutil.copytree(folder, job.folder / f"edited-{dim}")
         (edited / "modules.json").write_text(modules.replace("2_Dense_48", f"2_Dense_{dim}"))
         theirs = SentenceTransformer(str(edited), device="cpu").encode(texts, normalize_embeddings=True)
         np.testing.assert_allclose(ours.encode(texts, dim=dim), theirs, atol=1e-5)
 
 
-def test_any_model_can_be_measured_on_a_runs_held_out_texts(job: Path) -> None:
-    models = ["--model", str(job / "run" / "student"), "--model", "pypi:all-MiniLM-L6-v2"]
-    call("evaluate.py", *models, "--json", str(job / "scores.json"))
-    found = load(job / "scores.json")
-    in_run = [record for record in load(job / "run" / "evaluation.json") if record.moment == "2-second"]
+def test_any_model_can_be_measured_on_a_runs_held_out_texts(job: Job) -> None:
+    models = ["--model", str(job.run / "student"), "--model", "pypi:all-MiniLM-L6-v2"]
+    call("evaluate.py", *models, "--json", str(job.folder / "scores.json"))
+    found = load(job.folder / "scores.json")
+    in_run = [record for record in load(job.run / "evaluation.json") if record.moment == "2-second"]
     assert [record.value for record in found if record.dim != 384] == pytest.approx([r.value for r in in_run], abs=1e-5)
     assert {record.metric for record in found if record.dim == 384} == {"gram_error", "pair_order"}
 
 
 def test_a_finished_run_does_nothing_again(
-    job: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    shared_ray: None, job: Job, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(logger, "disabled", False)  # import-linter, called by another test, silences all there are
-    trained = times(job / "run")
+    trained = times(job.run)
     with caplog.at_level(logging.INFO, logger="jasper_ray"):
-        distill(parse_recipe(recipe_values(job, FIRST, SECOND), "test"), job / "run")
+        distill(parse_recipe(recipe_values(job.folder, FIRST, SECOND), "test"), job.run)
     assert "second  finished before" in caplog.text
-    assert times(job / "run") == trained
+    assert times(job.run) == trained
 
 
-def test_a_killed_job_continues_where_it_was(job: Path, before: Before) -> None:
-    run = job / "run"
+def test_a_killed_job_continues_where_it_was(job: Job, before: Before) -> None:
+    run = job.run
     assert {path: times(run)[path] for path in before.trained} == before.trained
     done = steps(run, "3-sight")
     assert [record["step"] for record in done] == list(range(80))
@@ -184,25 +231,25 @@ def test_a_killed_job_continues_where_it_was(job: Path, before: Before) -> None:
     assert done[: before.checkpoint] == before.steps[: before.checkpoint]  # to the microsecond: not made again
 
 
-def test_cached_targets_are_not_computed_again(job: Path, before: Before) -> None:
+def test_cached_targets_are_not_computed_again(job: Job, before: Before) -> None:
     assert len({path.parent for path in before.targets}) == 3  # two teachers' and the student's own
     assert written(before.targets) == before.targets
-    second = steps(job / "run", "2-second")
+    second = steps(job.run, "2-second")
     last_pass = second[-len(second) // 3 :]
     assert all(record["labelled/a"] == record["labelled/b"] == 0 for record in last_pass)
 
 
-def test_a_finished_student_is_taught_to_see_in_the_same_folder(job: Path, before: Before) -> None:
-    student = load_student(job / "run" / "student")
+def test_a_finished_student_is_taught_to_see_in_the_same_folder(job: Job, before: Before) -> None:
+    student = load_student(job.run / "student")
     assert student.sees
     for dim, vectors in student.encode_heads(TEXTS).items():
         np.testing.assert_array_equal(vectors, before.vectors[dim])
-    recalled = {record.moment for record in load(job / "run" / "evaluation.json") if record.metric == "i2t@10"}
+    recalled = {record.moment for record in load(job.run / "evaluation.json") if record.metric == "i2t@10"}
     assert recalled == {"3-sight start", "3-sight", "tower ridge"}
 
 
-def test_a_run_whose_teachers_changed_does_not_continue(job: Path) -> None:
-    values = recipe_values(job, FIRST, SECOND)
+def test_a_run_whose_teachers_changed_does_not_continue(job: Job) -> None:
+    values = recipe_values(job.folder, FIRST, SECOND)
     values["teachers"][1]["prompt"] = "passage: "
     with pytest.raises(ConfigError, match=r"b with .*prompt.*passage"):
-        distill(parse_recipe(values, "test"), job / "run")
+        distill(parse_recipe(values, "test"), job.run)

@@ -371,13 +371,9 @@ def test_a_job_that_is_killed_anywhere_continues_with_each_id_exactly_once(stude
     (tmp_path / "a.txt").write_text("\n".join(sentences(rows)))
     asked = settings(student, tmp_path / "a.txt", pool=TWO)
     output = tmp_path / "out"
-    kept: dict[str, tuple[bytes, int]] = {}
-    for share in (0.3, 0.7):
-        kill_at(asked, output, round(share * blocks))
-        now = bytes_of(output)
-        assert {name: now[name] for name in kept} == kept
-        kept = now
-    assert len(kept) >= 0.7 * blocks
+    kill_at(asked, output, blocks // 2)
+    kept = bytes_of(output)
+    assert blocks // 2 <= len(kept) < blocks
     manifest = embed_corpus(asked, str(output))
     now = bytes_of(output)
     assert {name: now[name] for name in kept} == kept

@@ -144,7 +144,7 @@ def autoscaling(copies: Copies) -> dict[str, Any]:
         "max_replicas": copies.max,
         "upscale_delay_s": copies.upscale_delay_s,
         "downscale_delay_s": copies.downscale_delay_s,
-        "look_back_period_s": 15.0,
+        "look_back_period_s": min(15.0, copies.downscale_delay_s),
         "policy": {
             "policy_function": "jasper_ray.serving.scaling:QueuedWork",
             "policy_kwargs": {"target_s": copies.target_s},
