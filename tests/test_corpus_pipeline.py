@@ -187,7 +187,7 @@ def test_another_corpus_in_the_folder_is_refused_with_the_difference(asked: tupl
 def test_a_line_broken_far_down_is_named(tmp_path: Path) -> None:
     lines = [json.dumps({"text": text}) for text in questions(500)]
     (tmp_path / "asked.jsonl").write_text("\n".join([*lines, '{"text": "Was it']))
-    with pytest.raises(ConfigError, match=r"asked.jsonl, line 501, is not JSON") as found:
+    with pytest.raises(ConfigError, match=r"asked.jsonl: line 501: not JSON") as found:
         prepare_corpus(corpus({"path": str(tmp_path / "asked.jsonl"), "format": "jsonl"}), tmp_path / "run", seed=0)
     assert "\n" not in str(found.value)
 

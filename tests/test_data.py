@@ -21,12 +21,12 @@ from jasper_ray.corpus.mixing import choice_bounds, kept_shares
 from jasper_ray.corpus.rows import Row, chosen, heldout_rows, prepare_rows, smallest_hashes
 from jasper_ray.corpus.settings import Augmentation, Corpus
 from jasper_ray.corpus.shards import SHARD_SCHEMA, content_hash, load_manifest, read_shard, write_shard
-from jasper_ray.sources import texts
+from jasper_ray.sources import rows as reader
 from jasper_ray.sources.checks import check_sources
 from jasper_ray.sources.files import find_files
 from jasper_ray.sources.hashing import HASH_END, choice_hash, falls_in_share, is_held_out, keyed_hash, sort_key, text_id
+from jasper_ray.sources.rows import clean, read_texts
 from jasper_ray.sources.settings import Source
-from jasper_ray.sources.texts import clean, read_csv, read_lines
 
 SUBJECTS = ["The harbour master", "A retired teacher", "My neighbour's daughter", "The night train", "Our old oven"]
 VERBS = ["waited for", "complained about", "photographed", "outlived", "repaired", "forgot"]
@@ -81,6 +81,13 @@ def stream(data: bytes) -> pa.NativeFile:
     return pa.PythonFile(io.BytesIO(data), mode="r")
 
 
+def read(data: bytes, name: str, column: str = "text") -> list[str]:
+    """What a corpus reads of a file of these bytes; its format is the suffix of its name."""
+    form = {"txt": "text"}.get(name.split(".")[1], name.split(".")[1])
+    source = Source.model_validate({"path": name, "format": form, "column": column})
+    return texts_and_reasons(read_texts(stream(data), name, source))
+
+
 def texts_and_reasons(tables: Iterable[pa.Table]) -> list[str]:
     rows = [row for table in tables for row in table.to_pylist()]
     return [row["text"] if row["dropped"] is None else f"<{row['dropped']}>" for row in rows]
@@ -95,45 +102,43 @@ def test_clean_strips_and_gives_a_reason_for_every_row_without_text() -> None:
 
 @pytest.mark.parametrize("chunk_bytes", [1, 5, 64, 4096])
 def test_lines_are_the_same_whatever_the_chunks(monkeypatch: pytest.MonkeyPatch, chunk_bytes: int) -> None:
-    monkeypatch.setattr(texts, "_CHUNK_BYTES", chunk_bytes)
+    monkeypatch.setattr(reader, "CHUNK_BYTES", chunk_bytes)
     data = "first\r\nzwölf Boxkämpfer\n\nnot\u2028split\x0chere\nlast".encode()
-    found = texts_and_reasons(read_lines(stream(data), "x.txt", None))
-    assert found == ["first", "zwölf Boxkämpfer", "<empty>", "not\u2028split\x0chere", "last"]
+    assert read(data, "x.txt") == ["first", "zwölf Boxkämpfer", "<empty>", "not\u2028split\x0chere", "last"]
 
 
 def test_jsonl_takes_the_key_and_passes_over_blank_lines() -> None:
     rows = [{"body": "one"}, {"title": "no body"}, {"body": 3}, {"body": None}, {"body": " "}]
     data = "\n\n".join(json.dumps(row) for row in rows).encode("utf-8-sig")  # with a byte order mark, as some write
-    found = texts_and_reasons(read_lines(stream(data), "x.jsonl", "body"))
-    assert found == ["one", "<null>", "<not_text>", "<null>", "<empty>"]
+    assert read(data, "x.jsonl", "body") == ["one", "<null>", "<not_text>", "<null>", "<empty>"]
 
 
 @pytest.mark.parametrize("chunk_bytes", [8, 4096])
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        (b'{"text": "cut of', r"x.jsonl, line 3, is not JSON \(Unterminated"),
-        (b'{"text": ' + b"9" * 5000 + b"}", r"x.jsonl, line 3, is not JSON \(Exceeds the limit"),
-        (b"[" * 100_000, r"x.jsonl, line 3, is not JSON"),
-        (b'["text"]', r"x.jsonl, line 3, is a JSON list; expected one JSON object a line"),
-        ("zwölf".encode("latin-1"), r"x.jsonl, line 3, is not UTF-8"),
+        (b'{"text": "cut of', r"x.jsonl: line 3: not JSON: Unterminated"),
+        (b'{"text": ' + b"9" * 5000 + b"}", r"x.jsonl: line 3: not JSON: Exceeds the limit"),
+        (b"[" * 100_000, r"x.jsonl: line 3: not JSON"),
+        (b'["text"]', r"x.jsonl: line 3: a JSON list, not an object"),
+        ("zwölf".encode("latin-1"), r"x.jsonl: line 3: not UTF-8; fix the file"),
     ],
 )
 def test_a_broken_line_is_named(monkeypatch: pytest.MonkeyPatch, chunk_bytes: int, line: bytes, message: str) -> None:
-    monkeypatch.setattr(texts, "_CHUNK_BYTES", chunk_bytes)
+    monkeypatch.setattr(reader, "CHUNK_BYTES", chunk_bytes)
     data = b'{"text": "one"}\n{"text": "two"}\n' + line + b'\n{"text": "four"}\n'
     with pytest.raises(ConfigError, match=message):
-        list(read_lines(stream(data), "x.jsonl", "text"))
+        read(data, "x.jsonl")
 
 
 def test_csv_keeps_quoted_line_feeds_and_numbers_as_text() -> None:
     data = b'id,text,lang\n1,"two\nlines, one text",en\n2,1984,en\n3,,en\n'
-    assert texts_and_reasons(read_csv(stream(data), "x.csv", "text")) == ["two\nlines, one text", "1984", "<empty>"]
+    assert read(data, "x.csv") == ["two\nlines, one text", "1984", "<empty>"]
 
 
 def test_broken_csv_is_named() -> None:
-    with pytest.raises(ConfigError, match=r"x.csv is not the CSV that was expected \(CSV parse error.* got 3"):
-        list(read_csv(stream(b"id,text\n1,one\n2,two,three\n"), "x.csv", "text"))
+    with pytest.raises(ConfigError, match=r"x.csv: not CSV with a column 'text' \(CSV parse error.* got 3"):
+        read(b"id,text\n1,one\n2,two,three\n", "x.csv")
 
 
 # Augmentation

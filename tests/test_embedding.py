@@ -29,7 +29,6 @@ from jasper_ray.embedding.files import ScannedFile
 from jasper_ray.embedding.folder import Job, OutputFolder, Resolved
 from jasper_ray.embedding.inputs import list_inputs
 from jasper_ray.embedding.output import BlockWriter, encode_block, parquet, record_in
-from jasper_ray.embedding.rows import REASON, TEXT, Columns, read_rows
 from jasper_ray.embedding.scan import Scan, scan
 from jasper_ray.embedding.settings import EmbedSettings, VectorColumn, vector_column
 from jasper_ray.embedding.store import open_store
@@ -37,6 +36,7 @@ from jasper_ray.encoders import TokenEncoder, load_encoder
 from jasper_ray.encoders.token_budget import TokenBudget
 from jasper_ray.models.tokenizing import Ids
 from jasper_ray.sources.files import shown
+from jasper_ray.sources.tables import REASON, TEXT, Columns, read_rows
 from jasper_ray.vectors import int8_ranges, least_cosine, quantise_binary, quantise_int8
 
 TEXTS = [

@@ -9,8 +9,8 @@ import ray.data
 from ray.data.datasource import FileBasedDatasource
 
 from jasper_ray.sources.files import SourceFiles
+from jasper_ray.sources.rows import clean_column, read_texts
 from jasper_ray.sources.settings import Source
-from jasper_ray.sources.texts import clean_column, read_stream
 
 BATCH_ROWS = 1024
 """Rows that are handled together; bounds a worker's memory when documents are long."""
@@ -28,11 +28,11 @@ class StreamDatasource(FileBasedDatasource):
         self._source = source
 
     def _read_stream(self, f: pa.NativeFile, path: str) -> Iterator[pa.Table]:
-        yield from read_stream(f, path, self._source)
+        yield from read_texts(f, path, self._source)
 
 
 def read_source(source: Source, files: SourceFiles) -> ray.data.Dataset:
-    """A lazy dataset of `reading.CLEAN_SCHEMA`, one row for every row of the source's files.
+    """A lazy dataset of `rows.CLEAN_SCHEMA`, one row for every row of the source's files.
 
     The files must be visible under the same paths on every node of the cluster.
     """

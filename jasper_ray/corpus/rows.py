@@ -27,11 +27,11 @@ class Prepared(NamedTuple):
 
     rows: list[Row]
     counts: Counter[str]
-    """read, the reasons of `reading.DROP_REASONS`, clashing, train_found, heldout_found."""
+    """read, the reasons of `sources.rows.clean`, clashing, train_found, heldout_found."""
 
 
 def prepare_rows(cleaned: pa.Table, corpus: Corpus, seed: int) -> Prepared:
-    """The corpus rows of a table of cleaned texts (`reading.CLEAN_SCHEMA`).
+    """The corpus rows of a table of cleaned texts (`sources.rows.CLEAN_SCHEMA`).
 
     A document is held out if the hash of its text falls into the corpus' `holdout` share; it is never augmented. All
     others are training documents and may be augmented; a text made by augmentation whose own hash falls into the share

@@ -12,9 +12,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from jasper_ray.embedding.inputs import InputFile
-from jasper_ray.embedding.rows import DETAIL, REASON, TEXT, Columns, read_rows
 from jasper_ray.embedding.scan import Scan
 from jasper_ray.models.tokenizing import Tokenizing
+from jasper_ray.sources.tables import DETAIL, REASON, TEXT, Columns, read_rows
 
 REJECTED_SCHEMA = pa.schema(
     [

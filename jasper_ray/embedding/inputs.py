@@ -44,6 +44,10 @@ class InputFile:
     format: Format
 
     @property
+    def name(self) -> str:
+        return self.known.name
+
+    @property
     def compressed(self) -> bool:
         """Whether it can only be read from its beginning."""
         return self.path.endswith(COMPRESSIONS[1:])

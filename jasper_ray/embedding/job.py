@@ -28,13 +28,13 @@ from jasper_ray.embedding.pools import needs, with_pools
 from jasper_ray.embedding.preflight import Examined, examine
 from jasper_ray.embedding.progress import Progress
 from jasper_ray.embedding.reading import scan_files
-from jasper_ray.embedding.rows import Columns
 from jasper_ray.embedding.settings import EmbedSettings
 from jasper_ray.embedding.store import open_store
 from jasper_ray.embedding.stream import stream
 from jasper_ray.encoders.precision import TOLERANCE
 from jasper_ray.models.identity import revision_in, weights_identity
 from jasper_ray.ray_runtime import plain_errors, ray_session
+from jasper_ray.sources.tables import Columns
 
 logger = logging.getLogger(__name__)
 

@@ -21,12 +21,12 @@ import pyarrow.parquet as pq
 
 from jasper_ray.config import ConfigError, Settings
 from jasper_ray.embedding.chunks import Block
-from jasper_ray.embedding.rows import TEXT
 from jasper_ray.embedding.settings import VectorColumn
 from jasper_ray.embedding.store import Store
 from jasper_ray.encoders import TokenEncoder
 from jasper_ray.encoders.token_budget import Encode, TokenBudget
 from jasper_ray.models.tokenizing import Ids
+from jasper_ray.sources.tables import TEXT
 from jasper_ray.vectors import quantise_binary, quantise_int8
 
 VECTORS, REJECTED = "vectors", "rejected"

@@ -31,11 +31,11 @@ from jasper_ray.embedding.model import (
     wanted_precision,
 )
 from jasper_ray.embedding.output import Heads, encode_block
-from jasper_ray.embedding.rows import Columns
 from jasper_ray.embedding.settings import EmbedSettings, VectorColumn
 from jasper_ray.encoders import TokenEncoder
 from jasper_ray.encoders.base import prompt_text
 from jasper_ray.encoders.precision import agreement
+from jasper_ray.sources.tables import Columns
 from jasper_ray.vectors import Dtype, int8_ranges
 
 PLACES = 8

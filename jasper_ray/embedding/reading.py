@@ -18,10 +18,10 @@ from ray.data import Dataset, TaskPoolStrategy
 
 from jasper_ray.embedding.chunks import Preparation, Span, block_name, read_span
 from jasper_ray.embedding.inputs import InputFile
-from jasper_ray.embedding.rows import Columns
 from jasper_ray.embedding.scan import Scan, scan
 from jasper_ray.embedding.settings import EmbedSettings
 from jasper_ray.ray_runtime import set_up_data
+from jasper_ray.sources.tables import Columns
 
 READ_AT = "read_at"
 """The column beside a packed block that says when it had been read."""

@@ -11,8 +11,8 @@ from pydantic import Field
 
 from jasper_ray.config import ConfigError, Settings
 from jasper_ray.embedding.inputs import InputFile
-from jasper_ray.embedding.rows import Columns, Fault, csv_rows, is_local, json_object, open_stream, require
-from jasper_ray.sources.texts import whole_lines
+from jasper_ray.sources.rows import Fault, json_objects, records, require, text_lines
+from jasper_ray.sources.tables import Columns, is_local, open_stream
 
 CHUNK_BYTES = 4 << 20
 KEYS_LOOKED_AT = 100
@@ -43,7 +43,7 @@ def scan(file: InputFile, columns: Columns, block_rows: int) -> Scan:
             return scan_parquet(file, columns)
         if file.format == "csv":
             with open_stream(file) as stream:
-                rows = sum(len(table) for _, table in csv_rows(stream, columns))
+                rows = sum(1 for _ in records(stream, "csv", [columns.text, *columns.copied]))
             return Scan(rows=rows, types=dict.fromkeys(columns.copied, "string"))
         return scan_lines(file, columns, block_rows)
     except (pa.ArrowException, OSError, EOFError, KeyError, ConfigError) as error:
@@ -55,7 +55,7 @@ def scan(file: InputFile, columns: Columns, block_rows: int) -> Scan:
 def scan_parquet(file: InputFile, columns: Columns) -> Scan:
     with file.filesystem.open_input_file(file.path) as stream:
         found = pq.ParquetFile(stream)
-        require(columns, found.schema_arrow.names)
+        require([columns.text, *columns.copied], found.schema_arrow.names)
         types = {name: str(found.schema_arrow.field(name).type) for name in columns.copied}
         return Scan(rows=found.metadata.num_rows, types=types)
 
@@ -88,8 +88,7 @@ def scan_lines(file: InputFile, columns: Columns, block_rows: int) -> Scan:
 def check_keys(file: InputFile, columns: Columns) -> None:
     """Refuse a file of JSON whose first lines all lack a key."""
     with open_stream(file) as stream:
-        lines = (line for chunk in whole_lines(stream) for line in chunk.split(b"\n"))
-        objects = list(map(json_object, islice(lines, KEYS_LOOKED_AT)))
+        objects = [found for _, found in islice(json_objects(text_lines(stream)), KEYS_LOOKED_AT)]
     keys = list(dict.fromkeys(key for found in objects if not isinstance(found, Fault) for key in found))
     if keys:
-        require(columns, keys)
+        require([columns.text, *columns.copied], keys)

@@ -25,12 +25,12 @@ from jasper_ray.embedding.model import budget_of, open_encoder, prompt_name_of
 from jasper_ray.embedding.output import REJECTED, VECTORS, Record, encode_block
 from jasper_ray.embedding.pools import needs, with_pools
 from jasper_ray.embedding.reading import over_all, scan_files
-from jasper_ray.embedding.rows import TEXT, Columns
 from jasper_ray.embedding.settings import EmbedSettings, VectorColumn
 from jasper_ray.embedding.store import Store, open_store
 from jasper_ray.encoders.precision import TOLERANCE
 from jasper_ray.models.identity import revision_in
 from jasper_ray.ray_runtime import plain_errors, ray_session
+from jasper_ray.sources.tables import TEXT, Columns
 from jasper_ray.vectors import least_cosine, quantise_int8
 
 SAMPLE_ROWS = 64

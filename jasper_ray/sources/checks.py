@@ -9,8 +9,8 @@ import pyarrow.parquet as pq
 
 from jasper_ray.config import ConfigError
 from jasper_ray.sources.files import SourceFiles, find_files
+from jasper_ray.sources.rows import column_names, read_texts
 from jasper_ray.sources.settings import Source
-from jasper_ray.sources.texts import read_csv_names, read_json_keys, read_lines
 
 
 def check_sources(sources: Sequence[Source]) -> None:
@@ -39,11 +39,10 @@ def _check_file(source: Source, files: SourceFiles, path: str) -> None:
         _check_parquet(source, files, path)
         return
     with files.filesystem.open_input_stream(path, compression="detect") as stream:
-        if source.format != "text":
-            names = read_csv_names(stream, path) if source.format == "csv" else read_json_keys(stream, path)
-            check_column(source.title, path, names, source.column)
+        if source.format == "text":
+            next(read_texts(stream, path, source), None)
         else:
-            next(read_lines(stream, path, None), None)
+            check_column(source.title, path, column_names(stream, source.format, path), source.column)
 
 
 def _check_parquet(source: Source, files: SourceFiles, path: str) -> None:

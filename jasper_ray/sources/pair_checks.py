@@ -15,7 +15,7 @@ from jasper_ray.sources.checks import check_column
 from jasper_ray.sources.files import SourceFiles
 from jasper_ray.sources.pair_settings import FolderPairs, PairSource
 from jasper_ray.sources.pairs import fill_pairs, find_pair_files, scan_pairs
-from jasper_ray.sources.texts import read_json_keys
+from jasper_ray.sources.rows import column_names
 
 LOOKED_AT = 32
 """Pairs of a source among which one must be of use."""
@@ -54,7 +54,7 @@ def check_pair_source(source: PairSource, files: SourceFiles, pixel_limit: int) 
 def _check_keys(source: FolderPairs, files: SourceFiles) -> None:
     (path,) = files.paths
     with files.filesystem.open_input_stream(path) as stream:
-        keys = read_json_keys(stream, path)
+        keys = column_names(stream, "jsonl", path)
     for setting in ("image", "caption"):
         check_column(source.title, path, keys, getattr(source, setting), setting)
 

@@ -24,8 +24,8 @@ from jasper_ray.sources.checks import check_column, check_text_column
 from jasper_ray.sources.files import SourceFiles, find_files
 from jasper_ray.sources.hashing import choice_hash, limit_bound, pair_id, text_id
 from jasper_ray.sources.pair_settings import FolderPairs, PairSource, ParquetPairs, is_inside
+from jasper_ray.sources.rows import CORPUS, Fault, judge, records, strict
 from jasper_ray.sources.tars import BrokenArchive, read_samples
-from jasper_ray.sources.texts import clean_value, read_csv_columns, read_objects
 
 PAIR_REASONS = (*REASONS, "no_caption", "broken_archive")
 """Why a pair is set aside: its image, a caption that is missing, blank or no text, or an archive that ends early, which
@@ -157,12 +157,12 @@ def _table(rows: list[Scanned]) -> pa.Table:
 
 
 def _scanned(image: bytes | None, caption: object, origin: str, file: str | None = None) -> Scanned:
-    text, _ = clean_value(caption)
+    text = judge(caption)
     if image is None and file is None:
         return Scanned(None, None, origin, "missing")
-    if text is None:
+    if isinstance(text, Fault):
         return Scanned(None, None, origin, "no_caption")
-    return Scanned(image, text, origin, None, file)
+    return Scanned(image, text.strip(), origin, None, file)
 
 
 def fill_pairs(table: pa.Table, files: SourceFiles) -> pa.Table:
@@ -221,15 +221,10 @@ def _scan_folder(source: FolderPairs, files: SourceFiles, path: str) -> Iterator
 
 def _captions(source: FolderPairs, stream: pa.NativeFile, path: str) -> Iterator[tuple[int, object, object]]:
     """Line, image and caption of each row. (Lines of a CSV are counted as if no text had a line feed.)"""
-    if source.captions.endswith(".jsonl"):
-        for line, found in read_objects(stream, path):
-            yield line, found.get(source.image), found.get(source.caption)
-        return
-    line = 1
-    for table in read_csv_columns(stream, path, list(dict.fromkeys([source.image, source.caption]))):
-        for name, caption in zip(table[source.image].to_pylist(), table[source.caption].to_pylist(), strict=True):
-            line += 1
-            yield line, name, caption
+    form = "jsonl" if source.captions.endswith(".jsonl") else "csv"
+    rows = strict(records(stream, form, [source.image, source.caption], CORPUS), path)
+    for row, (line, (name, caption)) in enumerate(rows, start=2):
+        yield line if form == "jsonl" else row, name, caption
 
 
 # Parquet

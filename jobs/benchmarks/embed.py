@@ -43,12 +43,12 @@ from jasper_ray.embedding.job import embed_corpus
 from jasper_ray.embedding.model import budget_of, open_encoder
 from jasper_ray.embedding.output import BlockWriter
 from jasper_ray.embedding.progress import last_line
-from jasper_ray.embedding.rows import Columns
 from jasper_ray.embedding.scan import scan
 from jasper_ray.embedding.settings import VectorColumn
 from jasper_ray.embedding.store import open_store
 from jasper_ray.encoders import load_encoder
 from jasper_ray.encoders.precision import fast_precision, precise
+from jasper_ray.sources.tables import Columns
 from jasper_ray.vectors import Dtype, Precision
 
 SOURCES = ("pypi:vader-sentences", "debian:wordnet-sentences", "debian:docs")
