@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all, whatever happens while they are written; and who may write."""
+"""Atomic writes of files and folders, and a folder lock."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ logger = logging.getLogger(__name__)
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
-    """A path to write to; what is there takes the place of `path` when the block ends well, and vanishes when it fails.
+def atomic_file(path: Path) -> Iterator[Path]:
+    """A path to write to, which replaces `path` when the block ends and is removed if it fails.
 
-    The folder of `path` is made where it is missing.
+    The folder of `path` is created if missing.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     staging = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
@@ -33,14 +33,14 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file of text, whole."""
-    with whole_file(path) as staging:
+    """Write a text file atomically."""
+    with atomic_file(path) as staging:
         staging.write_text(text, encoding="utf-8")
 
 
 @contextmanager
-def whole_folder(folder: Path) -> Iterator[Path]:
-    """A fresh folder to fill, which takes the place of `folder` when the block ends well and vanishes when it fails."""
+def atomic_folder(folder: Path) -> Iterator[Path]:
+    """An empty folder to fill, which replaces `folder` when the block ends and is removed if it fails."""
     staging = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
     staging.mkdir(parents=True)
     try:
@@ -58,10 +58,10 @@ def whole_folder(folder: Path) -> Iterator[Path]:
 
 @contextmanager
 def locked_folder(folder: Path, refusal: str) -> Iterator[None]:
-    """Keep every other process out of a folder; the lock goes with this process, however it ends.
+    """Keep other processes out of a folder until the block or this process ends.
 
     Raises:
-        ConfigError: with `refusal`, where another process works there.
+        ConfigError: with `refusal`, if another process holds the lock.
     """
     lock = FileLock(folder / ".lock", timeout=0)
     try:
@@ -69,7 +69,7 @@ def locked_folder(folder: Path, refusal: str) -> Iterator[None]:
     except Timeout as error:
         raise ConfigError(refusal) from error
     except (OSError, NotImplementedError) as error:
-        logger.warning("%s cannot be locked (%s): let only one process at a time work in it", folder, error)
+        logger.warning("%s cannot be locked (%s): let only one process at a time use it", folder, error)
     try:
         yield
     finally:

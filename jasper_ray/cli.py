@@ -1,4 +1,4 @@
-"""Shared by all commands: exit codes, one-line errors, signals, log lines, and progress lines for long waits."""
+"""Shared by all commands: exit codes, one-line errors, signals, log lines, and progress lines during long waits."""
 
 from __future__ import annotations
 
@@ -15,20 +15,23 @@ from typing import NoReturn
 
 from jasper_ray.config import ConfigError
 
-STOPS = (signal.SIGINT, signal.SIGTERM)
-"""Ctrl-C, and what Kubernetes, Slurm, Docker and `ray job stop` send."""
+logger = logging.getLogger(__name__)
 
+STOPS = (signal.SIGINT, signal.SIGTERM)
+"""Ctrl-C, and the signal of Kubernetes, Slurm, Docker and `ray job stop`."""
 
 CONTINUE = "; run the same command again to continue"
 
+PROGRESS_S = 5.0
+"""Seconds between two progress lines."""
+
 
 def run(main: Callable[[], None], *, continues: bool = False) -> None:
-    """Run a command, and end it with one line on stderr where it fails or is stopped. `continues`: the same command
-    again goes on where it was.
+    """Run a command. A ConfigError prints one line and exits with 2, Ctrl-C with 130, SIGTERM with 143.
 
-    Exit codes: 2 for an error that the user has to fix, 130 for Ctrl-C, 143 for SIGTERM.
+    `continues`: the same command resumes its work, and the last line says so.
     """
-    show_progress()
+    log_to_stderr()
     received: list[int] = []
 
     def stop_like_ctrl_c(number: int, frame: FrameType | None) -> NoReturn:
@@ -49,10 +52,19 @@ def run(main: Callable[[], None], *, continues: bool = False) -> None:
         sys.exit(code)
 
 
+def log_to_stderr() -> None:
+    """Log our lines to stderr, and no progress bars of libraries between them."""
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s  %(message)s", datefmt="%H:%M:%S")
+    logging.getLogger("jasper_ray").setLevel(logging.INFO)
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+
+
 @contextmanager
-def signals_kept(*, ignored_meanwhile: bool = False) -> Iterator[None]:
-    """Restore the handlers of Ctrl-C and SIGTERM after calls that replace them, as Ray's start and end do. Outside of
-    the main thread, which alone may replace them, there is nothing to restore."""
+def signal_handlers_restored(*, ignored_meanwhile: bool = False) -> Iterator[None]:
+    """Restore the handlers of Ctrl-C and SIGTERM after calls that replace them, such as Ray's start and end.
+
+    Does nothing outside of the main thread, which alone may replace them.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -66,15 +78,8 @@ def signals_kept(*, ignored_meanwhile: bool = False) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def show_progress() -> None:
-    """Our lines on stderr, and no bars of the libraries between them."""
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s  %(message)s", datefmt="%H:%M:%S")
-    logging.getLogger("jasper_ray").setLevel(logging.INFO)
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-
-
-def least_and_most(option: str, written: str) -> tuple[int, int]:
-    """`2` or `1:4` as how many at least and at most.
+def min_and_max(option: str, written: str) -> tuple[int, int]:
+    """Read `2` or `1:4`.
 
     Raises:
         ConfigError: it is neither.
@@ -85,24 +90,8 @@ def least_and_most(option: str, written: str) -> tuple[int, int]:
     return int(least), int(most or least)
 
 
-def cannot_join(address: str, error: Exception) -> ConfigError:
-    """Say that the Ray which RAY_ADDRESS names does not let us in; Ray's errors are of many classes."""
-    return ConfigError(
-        f"cannot join the Ray at {address} ({first_line(error)}); start it, or mend or unset RAY_ADDRESS; "
-        "where it wants a token, set RAY_AUTH_MODE=token"
-    )
-
-
-def cannot_start(error: Exception) -> ConfigError:
-    """Say that a local Ray did not start, and where its logs are."""
-    return ConfigError(
-        f"a local Ray did not start ({first_line(error)}); its logs are in /tmp/ray/session_latest/logs; "
-        "where the machine is busy, run the same command again later"
-    )
-
-
 def first_line(error: Exception) -> str:
-    """The first line of an error's text, or its class where it has none."""
+    """The first line of an error's text, or its class if the text is empty."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
@@ -115,17 +104,11 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
-logger = logging.getLogger(__name__)
-
-EVERY_S = 5.0
-"""Seconds between two lines."""
-
-
 @contextmanager
-def telling(what: str, how_far: Callable[[], str | None] = lambda: None) -> Iterator[None]:
-    """While it is entered, log `what: 12/27 shards, 10 s` every few seconds; nothing when it ends sooner.
+def log_progress(what: str, how_far: Callable[[], str | None] = lambda: None) -> Iterator[None]:
+    """Log `what: 12/27 shards, 10 s` every few seconds until the block ends.
 
-    `how_far` makes the middle part. It runs in a thread, may return None, and must not raise.
+    `how_far` returns the middle part, or None. It runs in a thread and must not raise.
     """
     began = time.monotonic()
 
@@ -133,20 +116,20 @@ def telling(what: str, how_far: Callable[[], str | None] = lambda: None) -> Iter
         far, so_far = how_far(), duration(time.monotonic() - began)
         return f"{what}: {far}, {so_far}" if far else f"{what}, {so_far}"
 
-    with saying(line):
+    with log_repeatedly(line):
         yield
 
 
 @contextmanager
-def saying(line: Callable[[], str]) -> Iterator[None]:
-    """While it is entered, log what `line` makes every few seconds; it runs in a thread and must not raise."""
+def log_repeatedly(line: Callable[[], str]) -> Iterator[None]:
+    """Log the result of `line` every few seconds until the block ends; it runs in a thread and must not raise."""
     ended = threading.Event()
 
     def follow() -> None:
-        while not ended.wait(EVERY_S):
+        while not ended.wait(PROGRESS_S):
             logger.info("%s", line())
 
-    thread = threading.Thread(target=follow, name="waiting", daemon=True)
+    thread = threading.Thread(target=follow, name="progress", daemon=True)
     thread.start()
     try:
         yield

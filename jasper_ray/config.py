@@ -1,4 +1,4 @@
-"""The base of every setting: frozen, closed to unknown keys, explained field by field; and how its faults are told."""
+"""The base of all settings: frozen, closed to unknown keys, with help per field and readable errors; fingerprints."""
 
 from __future__ import annotations
 
@@ -14,17 +14,14 @@ Fault = Any
 
 
 class ConfigError(ValueError):
-    """Something the user wrote or gave is wrong.
-
-    The message is one sentence: what was found, what was expected, where to change it.
-    """
+    """An error that the user can fix. Its message is one sentence: found, expected, where to change it."""
 
 
-def for_the_user(error: BaseException | None) -> str | None:
-    """What the `ConfigError` inside an exception says, through the wrappers that Ray puts around it; None without one.
+def config_message(error: BaseException | None) -> str | None:
+    """The message of the `ConfigError` inside an exception that Ray may have wrapped; None without one.
 
-    Ray raises an error of a worker as an object that is a `ConfigError` too, but whose text is a whole traceback; what
-    was said stands in its `cause`.
+    Ray raises an error of a worker as an object that is a `ConfigError` too, but whose text is a whole traceback; the
+    original is its `cause`.
     """
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
@@ -43,7 +40,7 @@ class Settings(BaseModel):
 
 
 def fingerprint(value: Any) -> str:
-    """Twelve hex digits that name a JSON-like value: equal values, equal names; used for folders and for resume.
+    """Twelve hex digits, equal for equal values, that name folders and decide whether a run resumes.
 
     `value` may be a `Settings`, or dicts and lists of plain values; key order does not matter.
     """
@@ -53,14 +50,14 @@ def fingerprint(value: Any) -> str:
 
 
 def setting_differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """What was written otherwise in nested settings, one entry a value, such as `seed was 0 and is now 1`."""
+    """The values that differ in nested settings, such as `seed was 0 and is now 1`."""
     was, now = flat(old), flat(new)
     names = [name for name in {**was, **now} if was.get(name) != now.get(name)]
     return [f"{name} was {was.get(name)!r} and is now {now.get(name)!r}" for name in names]
 
 
 def flat(value: object, name: str = "") -> dict[str, object]:
-    """Nested dicts and lists as one dict, its keys like `corpus.sources.0.path`."""
+    """Nested dicts and lists as one dict with keys like `corpus.sources.0.path`."""
     if not isinstance(value, (dict, list)):
         return {name: value}
     items = value.items() if isinstance(value, dict) else enumerate(value)
@@ -68,21 +65,21 @@ def flat(value: object, name: str = "") -> dict[str, object]:
 
 
 def first_fault(error: ValidationError, value: dict[str, Any], kind: type[Settings]) -> str:
-    """The first fault found when `value` was read as a `kind`: place, what was found, what was expected."""
+    """The first fault in `value`, read as a `kind`: place, found, expected."""
     faults = [fault for fault in error.errors() if not is_echo(fault)]
     unknown = [fault for fault in faults if fault["type"] == "extra_forbidden"]
-    fault = (unknown or faults)[0]  # a misspelt key also makes the right one missing, which tells less
+    fault = (unknown or faults)[0]  # a misspelt key also makes the right one missing, which says less
     place = ".".join(map(str, written_place(fault["loc"], value, fault["type"] == "missing")))
     more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
     if fault["type"] == "value_error":
-        said = str(fault["ctx"]["error"])
-        placed = not place or said.startswith(("stage ", place.split(".")[0]))
-        return f"{said}{more}" if placed else f"{place}: {said}{more}"
+        message = str(fault["ctx"]["error"])
+        placed = not place or message.startswith(("stage ", place.split(".")[0]))
+        return f"{message}{more}" if placed else f"{place}: {message}{more}"
     return f"{place}: {expectation(fault, kind)}{more}"
 
 
 def is_echo(fault: Fault) -> bool:
-    """Whether pydantic calls a list too short only because entries of it are faulty themselves."""
+    """True if pydantic calls a list too short only because its entries are faulty."""
     return fault["type"] == "too_short" and bool(fault["input"])
 
 
@@ -93,11 +90,11 @@ PLAINER = {
     "tuple_type": "expected a list",
     "too_short": "expected at least one entry",
 }
-"""Where pydantic speaks of Python's types, what the writer of a YAML file calls them; by the type of the fault."""
+"""Type of a pydantic fault → its text in the words of YAML instead of Python's types."""
 
 
 def expectation(fault: Fault, kind: type[Settings]) -> str:
-    """What is wrong at a fault's place, without the place."""
+    """The text of a fault without its place."""
     if fault["type"] == "extra_forbidden":
         return f"unknown key{suggestion(fault['loc'], kind)}"
     if fault["type"] == "missing":
@@ -107,13 +104,13 @@ def expectation(fault: Fault, kind: type[Settings]) -> str:
         return f"type {context['tag']!r} is unknown; expected one of {context['expected_tags']}"
     if fault["type"] == "union_tag_not_found":
         return "the key type is required and missing"
+    expected = PLAINER.get(fault["type"], f"{fault['msg'][0].lower()}{fault['msg'][1:]}")
     found = repr(fault["input"])
-    said = PLAINER.get(fault["type"], f"{fault['msg'][0].lower()}{fault['msg'][1:]}")
-    return f"{said}; found {found if len(found) <= 80 else found[:77] + '...'}"
+    return f"{expected}; found {found if len(found) <= 80 else found[:77] + '...'}"
 
 
 def written_place(location: tuple[int | str, ...], value: Any, missing: bool) -> list[int | str]:
-    """`location` without the parts that pydantic adds to tell which member of a union it tried."""
+    """`location` without the parts that pydantic adds for the members of a union."""
     place: list[int | str] = []
     for part in location[: len(location) - missing]:
         parts = dict(enumerate(value)) if isinstance(value, list) else value
@@ -124,28 +121,25 @@ def written_place(location: tuple[int | str, ...], value: Any, missing: bool) ->
 
 
 def suggestion(location: tuple[int | str, ...], kind: type[Settings]) -> str:
-    """`; did you mean …?` when a key of that place is close to the unknown one, else the keys of that place."""
+    """`; did you mean …?` if a key of that place is similar to the unknown one, else the keys of that place."""
     known = known_keys(location[:-1], kind)
     close = difflib.get_close_matches(str(location[-1]), known, n=1)
     return f"; did you mean {close[0]}?" if close else f"; known here are {', '.join(known)}"
 
 
 def known_keys(location: tuple[int | str, ...], kind: type[Settings]) -> list[str]:
-    """The keys that may stand at a place of a `kind`."""
+    """The valid keys at a place of a `kind`."""
     kinds = [kind]
     for part in location:
         fields = [kind.model_fields[part] for kind in kinds if part in kind.model_fields]
-        variant = [kind for kind in kinds if part in get_args(annotation_of(kind, "type"))]
-        kinds = [found for field in fields for found in settings_in(field.annotation)] or variant or kinds
+        tagged = [kind for kind in kinds if "type" in kind.model_fields]
+        variant = [kind for kind in tagged if part in get_args(kind.model_fields["type"].annotation)]
+        kinds = [inner for field in fields for inner in settings_in(field.annotation)] or variant or kinds
     return sorted({name for kind in kinds for name in kind.model_fields})
 
 
-def annotation_of(kind: type[Settings], name: str) -> Any:
-    return kind.model_fields[name].annotation if name in kind.model_fields else None
-
-
 def settings_in(annotation: Any) -> list[type[Settings]]:
-    """The settings classes that an annotation mentions."""
+    """The settings classes in an annotation."""
     if isinstance(annotation, type) and issubclass(annotation, Settings):
         return [annotation]
-    return [found for part in get_args(annotation) for found in settings_in(part)]
+    return [inner for part in get_args(annotation) for inner in settings_in(part)]

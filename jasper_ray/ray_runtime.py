@@ -1,6 +1,7 @@
 """Start, join and stop Ray; and all private names of Ray that this project touches.
 
-Each private name has a test that fails on the day it changes.
+Each private name has a test that fails when Ray changes it. Ray Data is imported only where it is used, since a server
+runs without its dependencies.
 """
 
 from __future__ import annotations
@@ -13,110 +14,53 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property, partial
 from operator import attrgetter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 from ray import cloudpickle
 from ray._private import ray_constants, worker
-from ray.data import DataContext
-from ray.data._internal.execution.operators.actor_pool_map_operator import ActorPoolMapOperator
-from ray.data._internal.execution.operators.map_operator import MapOperator
 
-from jasper_ray.cli import cannot_join, cannot_start, signals_kept, telling
-from jasper_ray.config import ConfigError, for_the_user
+from jasper_ray.cli import first_line, log_progress, signal_handlers_restored
+from jasper_ray.config import ConfigError, config_message
 
-STARTING_AT_ONCE = 8
-"""Processes that a local Ray may start side by side. It warns of four times as many, and its own bound is the number of
-processors: a run on a laptop has more processes than that, most of which only wait."""
-
-
-IDLE_KEPT = 8
-"""Processes without work that a local Ray keeps for the next actor or task, which takes two seconds to start anew."""
-INLINED_BYTES = 64 << 10
-"""Arguments below this travel with a call; Ray's own bound is 100 KiB."""
-MANY_PROCESSES = "PYTHON worker processes have been started on node"
-"""In the message of a node that has started four times as many processes as it has processors."""
+if TYPE_CHECKING:
+    from ray.data import DataContext
 
 logger = logging.getLogger(__name__)
 
+LOCAL_PROCESSES = 8
+"""Processes that a local Ray may start at once, and keeps when idle. Its own bound is the number of CPUs: a run
+on a laptop has more processes, most of which only wait, and a new one takes two seconds to start."""
 
-def start_local_ray(cpus: int) -> None:
-    """Start a Ray for this process alone, which counts so many processors."""
-    os.environ.setdefault("RAY_worker_maximum_startup_concurrency", str(max(cpus, STARTING_AT_ONCE)))
-    os.environ.setdefault("RAY_num_workers_soft_limit", str(max(cpus, IDLE_KEPT)))
-    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # a process more; nobody takes this machine away
-    # "local", since Ray would otherwise join whatever cluster happens to run on this machine
-    start_ray("local", num_cpus=cpus, include_dashboard=False)
+INLINED_BYTES = 64 << 10
+"""Arguments below this size travel with a call; Ray's own bound is 100 KiB."""
 
-
-def start_ray(address: str, **options: Any) -> None:
-    """`ray.init`, without its lines, and with the program's own handlers of Ctrl-C and SIGTERM after it.
-
-    Ray's core would handle SIGTERM in C++ here: print a stack and die, and as soon as it shuts down die at once. The
-    setting stands in a variable of the environment too, but that would also reach the workers, whose logs need stacks.
-    """
-    ray_constants.RAY_DISABLE_FAILURE_SIGNAL_HANDLER = True
-    worker.print_to_stdstream = log_message
-    try:
-        with signals_kept():
-            ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **options)
-    except SystemExit:  # by Ray's handler of SIGTERM, which is in place while it starts
-        signal.raise_signal(signal.SIGTERM)
-        raise
-
-
-def log_message(message: Mapping[str, Any], ignore_prefix: bool) -> None:
-    """Log what Ray's daemons have to say to a driver, such as that memory ran out; Ray would print it on stdout. That
-    many processes run on a node is no news: actors with fractions of processors are how runs are made."""
-    for line in message["lines"]:
-        if MANY_PROCESSES not in line:
-            logger.warning("Ray: %s", line.strip())
-
-
-def stop_ray() -> None:
-    """`ray.shutdown`, which a second Ctrl-C or SIGTERM does not interrupt: processes would be left behind."""
-    with signals_kept(ignored_meanwhile=True):
-        ray.shutdown(wait_for_processes=True)
-
-
-def hand_over_by_value() -> None:
-    """Let the actors of Ray Data's pools get small constructor arguments by value.
-
-    Ray Data passes references to objects in the store, without which a lost actor cannot be built again; Ray's core
-    warns of that in every run. Large values go into the store either way, and would be forgotten once an actor has
-    started: these keep Ray Data's reference, which lives as long as the pool.
-    """
-    for name, value in (("_data_context_ref", "data_context"), ("_map_transformer_ref", "_map_transformer")):
-        handed = cached_property(partial(small_or_held, attrgetter(value), MapOperator.__dict__[name].func))
-        handed.__set_name__(ActorPoolMapOperator, name)  # as Python does where a class defines it
-        setattr(ActorPoolMapOperator, name, handed)
-
-
-def small_or_held(value: Callable[[Any], Any], held: Callable[[Any], Any], operator: Any) -> Any:
-    """What an operator hands to its actors: a value, or where that is large a reference that the operator holds."""
-    return value(operator) if len(cloudpickle.dumps(value(operator))) < INLINED_BYTES else held(operator)
+MANY_PROCESSES = "PYTHON worker processes have been started on node"
+"""Part of the warning of a node that has started four times as many processes as it has CPUs."""
 
 
 @contextmanager
 def ray_session(cpus: float, gpus: float) -> Iterator[None]:
     """A Ray in which `cpus` and `gpus` can be reserved at once.
 
-    A program that has joined a Ray already stays in it. RAY_ADDRESS (which `ray job submit` sets) names a running
-    cluster; without it one is started for this process alone, and ends with it. A local Ray counts as many processors
-    as the reservations need: on a laptop they order the work, and the operating system shares the cores.
+    A process that is connected to a Ray keeps it. RAY_ADDRESS (set by `ray job submit`) names a running cluster;
+    without it a local Ray starts for this process, and ends with it. A local Ray counts as many CPUs as the job
+    reserves, plus one for its other tasks, even if the machine has fewer: it only runs slower.
 
     Raises:
-        ConfigError: there is no Ray at RAY_ADDRESS, or too small a one, which would be waited for in vain.
+        ConfigError: no Ray can be joined or started, it is too small, or a worker raised a ConfigError.
     """
-    logging.getLogger("ray").setLevel(logging.ERROR)  # its hints are for its own developers; errors stay
+    logging.getLogger("ray").setLevel(logging.ERROR)  # its hints are for its own developers
     joined_before = ray.is_initialized()
     if joined_before:
-        logger.info("staying in the Ray that this program has joined")
+        logger.info("using the Ray that this process is connected to")
     else:
         join_or_start(cpus)
     try:
+        from ray.data import DataContext
+
         check_room(cpus, gpus)
-        set_up_data(DataContext.get_current())
+        configure_data(DataContext.get_current())
         with plain_errors():
             yield
     finally:
@@ -125,62 +69,124 @@ def ray_session(cpus: float, gpus: float) -> Iterator[None]:
 
 
 def join_or_start(cpus: float) -> None:
-    """Join the Ray at RAY_ADDRESS, or start one for this process alone.
+    """Join the Ray at RAY_ADDRESS, or start one for this process.
 
     Raises:
-        ConfigError: neither succeeds.
+        ConfigError: it failed.
     """
     address = os.environ.get("RAY_ADDRESS")
     what = f"joining Ray at {address}" if address else "starting a local Ray"
     logger.info("%s", what)
     try:
-        with telling(what):
+        with log_progress(what):
             if address:
                 start_ray(address)
             else:
                 start_local_ray(max(os.cpu_count() or 1, round(cpus + 1)))
     except Exception as error:
         raise (cannot_join(address, error) if address else cannot_start(error)) from error
-    # DeepSpeed, which transformers may import to save a model, prints what it finds; this process trains nothing.
+    # DeepSpeed, which transformers may import to save a model, prints the devices it finds; none is used here.
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 
+def cannot_join(address: str, error: Exception) -> ConfigError:
+    """The error for a RAY_ADDRESS that cannot be joined."""
+    return ConfigError(
+        f"cannot join the Ray at {address} ({first_line(error)}); start it, or fix or unset RAY_ADDRESS; "
+        "if it requires a token, set RAY_AUTH_MODE=token"
+    )
+
+
+def cannot_start(error: Exception) -> ConfigError:
+    """The error for a local Ray that did not start."""
+    return ConfigError(
+        f"a local Ray did not start ({first_line(error)}); its logs are in /tmp/ray/session_latest/logs; "
+        "if the machine is busy, run the same command again later"
+    )
+
+
+def start_local_ray(cpus: int) -> None:
+    """Start a Ray with `cpus` CPUs for this process."""
+    processes = str(max(cpus, LOCAL_PROCESSES))
+    os.environ.setdefault("RAY_worker_maximum_startup_concurrency", processes)
+    os.environ.setdefault("RAY_num_workers_soft_limit", processes)
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # saves a process: no one preempts this machine
+    # "local", since Ray would otherwise join any cluster that runs on this machine
+    start_ray("local", num_cpus=cpus, include_dashboard=False)
+
+
+def start_ray(address: str, **options: Any) -> None:
+    """Call `ray.init` without its output, and keep the program's handlers of Ctrl-C and SIGTERM.
+
+    Ray's core would handle SIGTERM in C++: print a stack and die, even while it shuts down. The environment variable of
+    the same name would also reach the workers, whose logs need stacks.
+    """
+    ray_constants.RAY_DISABLE_FAILURE_SIGNAL_HANDLER = True
+    worker.print_to_stdstream = log_message
+    try:
+        with signal_handlers_restored():
+            ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **options)
+    except SystemExit:  # raised by Ray's handler of SIGTERM, which is active while it starts
+        signal.raise_signal(signal.SIGTERM)
+        raise
+
+
+def log_message(message: Mapping[str, Any], ignore_prefix: bool) -> None:
+    """Log the messages of Ray's daemons to a driver, such as "out of memory", which Ray would print on stdout.
+
+    The warning of many processes is dropped: actors that reserve fractions of a CPU are intended.
+    """
+    for line in message["lines"]:
+        if MANY_PROCESSES not in line:
+            logger.warning("Ray: %s", line.strip())
+
+
+def stop_ray() -> None:
+    """Call `ray.shutdown`, which no second Ctrl-C or SIGTERM interrupts: it would leave processes behind."""
+    with signal_handlers_restored(ignored_meanwhile=True):
+        ray.shutdown(wait_for_processes=True)
+
+
+def check_room(cpus: float, gpus: float) -> None:
+    """Refuse a cluster that can never run the job.
+
+    Raises:
+        ConfigError: it has too few CPUs or GPUs.
+    """
+    resources = ray.cluster_resources()
+    for name, needed in (("CPU", cpus), ("GPU", gpus)):
+        if needed > resources.get(name, 0.0) + 1e-6:
+            raise ConfigError(
+                f"{needed:g} {name}s would be reserved at once, but the cluster has {resources.get(name, 0.0):g}; "
+                "lower pools, workers, or their cpus or gpus, or add machines"
+            )
+
+
 def own_device() -> str | None:
-    """Where a model goes in this task or actor: on a processor if it reserved no GPU, although it may see those that
-    others reserved; None leaves it to the model."""
+    """The device of a model in this task or actor: "cpu" if it reserved no GPU, since it may see those of others; None
+    lets the model choose."""
     return "cpu" if ray.is_initialized() and not ray.get_gpu_ids() else None
 
 
 @contextmanager
 def plain_errors() -> Iterator[None]:
-    """A `ConfigError` that a worker raised, as it was said there: without Ray's wrappers and their tracebacks."""
+    """Raise the `ConfigError` of a worker with its own message, without Ray's wrappers and their tracebacks."""
     try:
         yield
     except Exception as error:
-        told = for_the_user(error)
-        if told is None:
+        message = config_message(error)
+        if message is None:
             raise
-        raise ConfigError(told) from error
+        raise ConfigError(message) from error
 
 
-def check_room(cpus: float, gpus: float) -> None:
-    """Refuse a cluster that can never run the job."""
-    found = ray.cluster_resources()
-    for name, needed in (("CPU", cpus), ("GPU", gpus)):
-        if needed > found.get(name, 0.0) + 1e-6:
-            raise ConfigError(
-                f"{needed:g} {name}s would be reserved at once, but the cluster has {found.get(name, 0.0):g}; "
-                "lower pools, workers, or their cpus or gpus, or add machines"
-            )
+def configure_data(context: DataContext) -> None:
+    """Configure Ray Data for a run.
 
-
-def set_up_data(context: DataContext) -> None:
-    """How Ray Data behaves in a run.
-
-    Our own lines tell how far it is; Ray Data's bars and hints would tear them apart. Errors of our functions reach
-    the driver as they are: the wrapper that Ray Data puts around them loses what they said on its way.
+    Its progress bars and hints would tear our log lines. Errors of our functions reach the driver unwrapped, since Ray
+    Data's wrapper loses their message.
     """
-    hand_over_by_value()
+    pass_small_arguments_by_value()
     context.raise_original_map_exception = True
     context.enable_progress_bars = False
     context.print_on_execution_start = False
@@ -188,3 +194,25 @@ def set_up_data(context: DataContext) -> None:
     warnings.filterwarnings("ignore", "The m..imum number of concurrent", UserWarning)  # small data leave actors idle
     for name in ("ray.data", "ray.train"):
         logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def pass_small_arguments_by_value() -> None:
+    """Let the actors of Ray Data's pools receive small constructor arguments by value.
+
+    Ray Data passes references to objects in the store, and Ray's core warns in every run that such an actor cannot be
+    rebuilt once the objects are lost. Large values are stored either way, and would be freed once an actor has started:
+    they keep Ray Data's reference, which lives as long as the pool.
+    """
+    from ray.data._internal.execution.operators.actor_pool_map_operator import ActorPoolMapOperator
+    from ray.data._internal.execution.operators.map_operator import MapOperator
+
+    for name, value in (("_data_context_ref", "data_context"), ("_map_transformer_ref", "_map_transformer")):
+        handed = cached_property(partial(value_or_reference, attrgetter(value), MapOperator.__dict__[name].func))
+        handed.__set_name__(ActorPoolMapOperator, name)  # as Python does in the body of a class
+        setattr(ActorPoolMapOperator, name, handed)
+
+
+def value_or_reference(value: Callable[[Any], Any], reference: Callable[[Any], Any], operator: Any) -> Any:
+    """The argument that an operator passes to its actors: a small value itself, else the operator's reference to it."""
+    small = len(cloudpickle.dumps(value(operator))) < INLINED_BYTES
+    return value(operator) if small else reference(operator)

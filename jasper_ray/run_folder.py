@@ -23,7 +23,7 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
 
-from jasper_ray.atomic import locked_folder, whole_folder, write_text
+from jasper_ray.atomic import atomic_folder, locked_folder, write_text
 from jasper_ray.config import ConfigError, fingerprint
 from jasper_ray.recipe import CachedTargets, Recipe, Stage, dump_recipe, parse_recipe, read_yaml
 from jasper_ray.recipe.machine import parts
@@ -219,7 +219,7 @@ def stage_fingerprints(
 
 def publish(source: Path, destination: Path) -> None:
     """Copy a finished student to where users look for it, whole or not at all."""
-    with whole_folder(destination) as staging:
+    with atomic_folder(destination) as staging:
         shutil.copytree(source, staging, dirs_exist_ok=True)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from jasper_ray.cli import signals_kept
+from jasper_ray.cli import signal_handlers_restored
 
 JOBS = Path(__file__).resolve().parent.parent / "jobs"
 
@@ -35,7 +35,7 @@ class Commands:
         """Run a command to its end, with which the handlers of signals end that it set."""
         code: object = 0
         self.monkeypatch.setattr(sys, "argv", [str(JOBS / name), *words])
-        with signals_kept():
+        with signal_handlers_restored():
             try:
                 runpy.run_path(str(JOBS / name), run_name="__main__")
             except SystemExit as stopped:

@@ -8,12 +8,17 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
+from pathlib import Path
 
 import pytest
-from ray._private import worker
+import ray
+from ray._private import ray_constants, worker
+from ray.data import DataContext
 from ray.data._internal.execution.operators.actor_pool_map_operator import ActorPoolMapOperator
 from ray.data._internal.execution.operators.map_operator import MapOperator
+from ray.data._internal.execution.operators.task_pool_map_operator import TaskPoolMapOperator
 from ray.train.torch import TorchTrainer
+from ray.train.v2._internal import constants
 from watching import foreign
 
 from jasper_ray import cli, ray_runtime
@@ -45,7 +50,7 @@ def main():
         os.kill(os.getpid(), int(sys.argv[1]))
         time.sleep(60)
     finally:
-        with cli.signals_kept(ignored_meanwhile=True):
+        with cli.signal_handlers_restored(ignored_meanwhile=True):
             os.kill(os.getpid(), int(sys.argv[1]))
             print("cleaned up")
 
@@ -64,7 +69,7 @@ def test_a_command_that_is_stopped_cleans_up_and_says_how_to_continue(number: in
 
 def test_handlers_are_as_before_after_ray_has_set_its_own() -> None:
     before = [signal.getsignal(number) for number in cli.STOPS]
-    with cli.signals_kept():
+    with cli.signal_handlers_restored():
         for number in cli.STOPS:
             signal.signal(number, signal.SIG_IGN)
     assert [signal.getsignal(number) for number in cli.STOPS] == before
@@ -76,7 +81,18 @@ def test_ray_has_the_private_names_that_are_replaced() -> None:
         assert isinstance(MapOperator.__dict__[name], cached_property)
         assert f"=self.{name}" in start
     assert "print_to_stdstream(" in inspect.getsource(worker.listen_error_messages)
+    assert ray_constants.RAY_DISABLE_FAILURE_SIGNAL_HANDLER in (True, False)
+    assert constants.ENABLE_PREEMPTION_WATCHER_ENV_VAR == "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"
+    assert DataContext.get_current().issue_detectors_config.detectors is not None
+    assert "The maximum number of concurrent" in inspect.getsource(TaskPoolMapOperator)
     assert "_register_sigint_handler(controller)" in inspect.getsource(TorchTrainer._initialize_and_run_controller)
+
+
+def test_rays_daemons_know_the_names_and_the_warning() -> None:
+    daemon = (Path(ray.__file__).parent / "core" / "src" / "ray" / "raylet" / "raylet").read_bytes()
+    for name in ("worker_maximum_startup_concurrency", "num_workers_soft_limit"):
+        assert name.encode() in daemon
+    assert ray_runtime.MANY_PROCESSES.partition(" ")[2].encode() in daemon
 
 
 def test_what_rays_daemons_say_is_logged_but_for_what_is_no_news(caplog: pytest.LogCaptureFixture) -> None:
@@ -93,5 +109,5 @@ def test_another_thread_than_the_main_one_leaves_signals_alone() -> None:
 
 
 def ignoring_signals() -> list[object]:
-    with cli.signals_kept(ignored_meanwhile=True):
+    with cli.signal_handlers_restored(ignored_meanwhile=True):
         return [signal.getsignal(number) for number in cli.STOPS]

@@ -171,13 +171,13 @@ def test_a_stage_says_what_it_is_at_while_no_step_ends(log: Path) -> None:
 
 
 def test_only_what_takes_long_is_told(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli, "EVERY_S", 0.05)
+    monkeypatch.setattr(cli, "PROGRESS_S", 0.05)
     monkeypatch.setattr(cli.logger, "disabled", False)
     shards: list[int] = []
     with caplog.at_level(logging.INFO, logger="jasper_ray"):
-        with cli.telling("reading"):
+        with cli.log_progress("reading"):
             pass
-        with cli.telling("labelling", lambda: f"{len(shards)}/2 shards" if shards else None):
+        with cli.log_progress("labelling", lambda: f"{len(shards)}/2 shards" if shards else None):
             time.sleep(0.12)
             shards.append(1)
             time.sleep(0.12)

@@ -1,4 +1,4 @@
-"""Real models and texts that package registries carry, so that a first run needs pip and no model hub."""
+"""Real models, texts and images from package registries, so that a first run needs pip and no model hub."""
 
 from jasper_ray.assets.cache import contents, locate
 

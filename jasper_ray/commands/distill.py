@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import jasper_ray
-from jasper_ray.cli import telling
+from jasper_ray.cli import log_progress
 from jasper_ray.commands.options import command_parser, require
 
 CONTINUES = True
@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Distil a student. A wrong recipe is reported before Ray is imported."""
     options = options_in(arguments)
     require("distil")
-    with telling("loading torch"):
+    with log_progress("loading torch"):
         from jasper_ray.evaluation import load_sets
         from jasper_ray.recipe import load_recipe, with_sets
         from jasper_ray.recipe.dry_run import describe
@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.dry_run:
         print(describe(recipe))
         return
-    with telling("loading Ray"):
+    with log_progress("loading Ray"):
         from jasper_ray.distill.run import distill
 
     finished = distill(recipe, options.run or Path("runs") / recipe.name)

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
-from jasper_ray.cli import least_and_most
+from jasper_ray.cli import min_and_max
 from jasper_ray.commands.options import add_field, add_fields, command_parser, fields_of, read_settings, require
 from jasper_ray.embedding.settings import EmbedSettings, vector_column
 from jasper_ray.resources import ActorPool
@@ -74,7 +74,7 @@ def pool_values(options: argparse.Namespace) -> dict[str, Any]:
     """The options of the pool; the cluster decides the others."""
     values = fields_of(options, ActorPool)
     if "actors" in options:
-        values["min_size"], values["max_size"] = least_and_most("--actors", options.actors)
+        values["min_size"], values["max_size"] = min_and_max("--actors", options.actors)
     return values
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from jasper_ray.cli import least_and_most
+from jasper_ray.cli import min_and_max
 from jasper_ray.commands.options import add_field, add_fields, command_parser, fields_of, read_settings, require
 from jasper_ray.config import ConfigError
 from jasper_ray.serving.settings import LOOPBACK, Copies, ServeSettings
@@ -89,7 +89,7 @@ def absolute(name: str) -> str:
 
 def copies_values(options: argparse.Namespace) -> dict[str, float]:
     """The options of the replicas; by default as many as may run share the processors."""
-    least, most = least_and_most("--replicas", options.replicas)
+    least, most = min_and_max("--replicas", options.replicas)
     share = max(1, (os.cpu_count() or 1) // max(most, 1))
     return {"min": least, "max": most, "cpus": share, **fields_of(options, Copies)}
 

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jasper_ray.atomic import whole_file
+from jasper_ray.atomic import atomic_file
 from jasper_ray.config import ConfigError, fingerprint
 from jasper_ray.corpus.pair_sharding import PairPass, Written, count_choices, write_pairs
 from jasper_ray.corpus.pair_shards import (
@@ -63,7 +63,7 @@ def prepare_pairs(images: Images, folder: str | Path, seed: int) -> PairManifest
 
 def _write(images: Images, folder: Path, seed: int, files: tuple[SourceFiles, ...]) -> PairManifest:
     bounds, found = count_choices(images, files, seed)
-    with whole_file(folder / REJECTED) as staging, staging.open("w", encoding="utf-8") as rejected:
+    with atomic_file(folder / REJECTED) as staging, staging.open("w", encoding="utf-8") as rejected:
         written = write_pairs(PairPass(images, files, seed, bounds), folder, rejected)
     sources = _source_counts(images, files, found, written)
     _check_share(images, sources, folder)

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import ValidationError
 
-from jasper_ray.atomic import whole_file, write_text
+from jasper_ray.atomic import atomic_file, write_text
 from jasper_ray.config import ConfigError, Settings
 from jasper_ray.corpus.settings import Corpus
 
@@ -126,7 +126,7 @@ def write_rows(rows: pa.Table, folder: Path, part: str, **options: Any) -> Shard
     """`write_shard` for rows that have the columns of `SHARD_SCHEMA` and others; `options` are `pq.write_table`'s."""
     digest = content_hash(rows)
     file = f"{part}/{digest[:16]}.parquet"
-    with whole_file(folder / file) as staging:
+    with atomic_file(folder / file) as staging:
         pq.write_table(rows, staging, **options)
     return Shard(file=file, rows=len(rows), sha256=digest)
 

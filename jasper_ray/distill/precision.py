@@ -9,7 +9,7 @@ from functools import cache
 
 import ray
 
-from jasper_ray.cli import telling
+from jasper_ray.cli import log_progress
 from jasper_ray.encoders.precision import bfloat16_speed, overridden_precision, worth_precision
 from jasper_ray.recipe import Recipe
 from jasper_ray.recipe.machine import Measure, Measured, decide, in_words, parts, with_precisions
@@ -45,7 +45,7 @@ def measuring(alone: bool) -> Measure:
         if alone and not on_gpu:
             return speeds_here(on_gpu)
         task = ray.remote(max_calls=1)(speeds_here).options(num_gpus=LITTLE if on_gpu else 0)
-        with telling("measuring a GPU" if on_gpu else "measuring a processor"):
+        with log_progress("measuring a GPU" if on_gpu else "measuring a processor"):
             found: tuple[float, float] = ray.get(task.remote(on_gpu))
         return found
 

@@ -15,7 +15,7 @@ import ray
 import torch
 from ray.data import Dataset
 
-from jasper_ray.cli import telling
+from jasper_ray.cli import log_progress
 from jasper_ray.corpus.order import batches_in_pass, left_over, plan_visits
 from jasper_ray.corpus.prepare import prepare_corpus, tell_corpus
 from jasper_ray.corpus.shards import Manifest, Shard, first_rows
@@ -69,7 +69,7 @@ def distill(recipe: Recipe, folder: Path) -> Finished:
         ConfigError: something that the user has to mend; nothing that was finished is lost.
     """
     run = RunFolder(folder.absolute())
-    with telling("checking the recipe"):
+    with log_progress("checking the recipe"):
         sets = read_sets(recipe.evaluation.sets)
         check_measuring(recipe, sets)
         check_sources(recipe.corpus.sources)
@@ -123,10 +123,10 @@ class Distillation:
     ) -> None:
         self.recipe = recipe
         self.run = run
-        with telling("preparing the corpus"):
+        with log_progress("preparing the corpus"):
             self.manifest: Manifest = prepare_corpus(recipe.corpus, run.corpus, recipe.seed)
         check_batches(recipe, "texts", self.manifest.train)
-        with telling("preparing the images"):
+        with log_progress("preparing the images"):
             self.sight: Sight | None = open_sight(recipe, run)
         if self.sight:
             check_batches(recipe, "images", self.sight.manifest.train)
@@ -189,7 +189,7 @@ class Distillation:
         if not folder.is_done:
             began = time.monotonic()
             plain = folder.path / "random_heads"
-            with telling("writing the student to start with"):
+            with log_progress("writing the student to start with"):
                 write_start(self.recipe, plain)
             heads = self.recipe.heads_start
             if isinstance(heads, RidgeHeads):
@@ -208,7 +208,7 @@ class Distillation:
         if stage.data == "texts" or self.sight is None:
             return before
         place = self.run.stage(number, stage.name, self.prints[number]).path / "start"
-        with telling("giving the student its vision"):
+        with log_progress("giving the student its vision"):
             start = self.sight.student(before, place, self.remote)
         if start != before:
             self.score(f"{number}-{stage.name} start", start)
@@ -305,7 +305,7 @@ class Distillation:
         return folder / "ridge"
 
     def fit(self, start: Path, dataset: Dataset, regularisation: float, destination: Path) -> None:
-        with telling("fitting the heads"):
+        with log_progress("fitting the heads"):
             self.remote(fit_heads, start, dataset, self.recipe.teachers, regularisation, destination, self.threads)
 
     def remote(self, function: Callable[..., Any], *arguments: Any) -> Any:

@@ -20,7 +20,7 @@ from jasper_ray.embedding.chunks import Preparation, Span, block_name, read_span
 from jasper_ray.embedding.inputs import InputFile
 from jasper_ray.embedding.scan import Scan, scan
 from jasper_ray.embedding.settings import EmbedSettings
-from jasper_ray.ray_runtime import set_up_data
+from jasper_ray.ray_runtime import configure_data
 from jasper_ray.sources.tables import Columns
 
 READ_AT = "read_at"
@@ -32,7 +32,7 @@ MOST_INPUT_BLOCKS = 1000
 def dataset_of(items: Sequence[dict[str, Any]]) -> Dataset:
     """A dataset of some things to do."""
     dataset = ray.data.from_items(list(items), override_num_blocks=min(len(items), MOST_INPUT_BLOCKS))
-    set_up_data(dataset.context)
+    configure_data(dataset.context)
     return dataset
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from jasper_ray.cli import telling
+from jasper_ray.cli import log_progress
 from jasper_ray.evaluation.scores import MetricName, Record, load, save
 from jasper_ray.evaluation.set_data import SetData, contents
 
@@ -162,7 +162,7 @@ class Scoreboard:
         kept = beside.with_name(f"{beside.name}-scores-{self.contents}.json")
         if not kept.is_file():
             logger.info("measuring %s", what)
-            with telling(f"measuring {what}"):
+            with log_progress(f"measuring {what}"):
                 save(measure(), kept)
         self.records += load(kept)
         save(self.records, self.path)

@@ -20,12 +20,12 @@ import ray
 import torch
 from ray.data import ActorPoolStrategy, Dataset, TaskPoolStrategy
 
-from jasper_ray.cli import telling
+from jasper_ray.cli import log_progress
 from jasper_ray.corpus.order import Visit
 from jasper_ray.corpus.shards import Shard
 from jasper_ray.labelling.target_cache import TargetCache
 from jasper_ray.labelling.tasks import Batch, ReadShard, ReadTargets, arrange, summary, with_vectors
-from jasper_ray.ray_runtime import own_device, set_up_data
+from jasper_ray.ray_runtime import configure_data, own_device
 from jasper_ray.resources import Pool
 from jasper_ray.teachers import OwnEncoder, OwnTeacher, Teacher, TeacherEncoder, open_teacher
 
@@ -77,7 +77,7 @@ class Labeller:
         rows, done = sum(shard.rows for shard in missing), 0
         logger.info("labelling %d texts with %s", rows, ", ".join(teacher.name for teacher in self.teachers))
         labelled = self.label_shards(missing).map_batches(summary, batch_size=None, **LIGHT_TASK)
-        with telling("labelling", lambda: f"{done:,} of {rows:,} texts"):
+        with log_progress("labelling", lambda: f"{done:,} of {rows:,} texts"):
             for record in labelled.iter_rows():
                 done += record.pop("rows")
                 check(record)
@@ -92,7 +92,7 @@ def read_visits(visits: Sequence[Visit], read: ReadShard) -> Dataset:
     """A dataset with a block for each visit: its shard's rows."""
     items = [asdict(visit) for visit in visits]
     dataset = ray.data.from_items(items, override_num_blocks=len(items))
-    set_up_data(dataset.context)  # stages make their datasets in a process of Ray Train's
+    configure_data(dataset.context)  # stages make their datasets in a process of Ray Train's
     dataset.context.target_max_block_size = None  # a block must stay one shard, however wide its vectors are
     return dataset.map_batches(read, batch_size=None, **LIGHT_TASK)
 

@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from jasper_ray.atomic import whole_file
+from jasper_ray.atomic import atomic_file
 from jasper_ray.config import ConfigError
 
 
@@ -47,7 +47,7 @@ class TargetCache:
         """Keep a shard's vectors; the file appears whole."""
         flat = pa.array(vectors_ND.astype(np.float16).reshape(-1))
         column = pa.FixedSizeListArray.from_arrays(flat, vectors_ND.shape[1])
-        with whole_file(self.file(shard_sha256)) as staging:
+        with atomic_file(self.file(shard_sha256)) as staging:
             pq.write_table(pa.table({"id": pa.array(ids, pa.string()), "vector": column}), staging, compression="none")
 
     def size(self, shard_sha256: str) -> int:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from jasper_ray.atomic import whole_folder
+from jasper_ray.atomic import atomic_folder
 from jasper_ray.config import ConfigError, Settings
 from jasper_ray.models.files import load_module, read_json, save_module, write_json
 from jasper_ray.models.loading import load_tokenizer, load_weights
@@ -48,7 +48,7 @@ class StudentCard(Settings):
 
 def save_student(student: Student, tokenizer: PreTrainedTokenizerBase, card: StudentCard, folder: Path) -> None:
     """Write the student to `folder`, whole or not at all: it appears under its name when everything is in it."""
-    with whole_folder(folder) as staging:
+    with atomic_folder(folder) as staging:
         student.body.save_pretrained(staging)
         tokenizer.save_pretrained(staging)
         for dim in student.dims:

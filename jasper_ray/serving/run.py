@@ -15,8 +15,8 @@ from typing import Any
 import ray
 from ray import serve
 
-from jasper_ray.cli import cannot_join
-from jasper_ray.config import ConfigError, for_the_user
+from jasper_ray.config import ConfigError, config_message
+from jasper_ray.ray_runtime import cannot_join
 from jasper_ray.serving.deployment import build_app, check_room
 from jasper_ray.serving.flags import set_flags
 from jasper_ray.serving.settings import ServeSettings
@@ -95,7 +95,7 @@ def start(settings: ServeSettings, host: str, port: int) -> None:
     try:
         serve.run(build_app(settings), name=APP, route_prefix="/")
     except Exception as error:
-        told = for_the_user(error) or why_not(APP)
+        told = config_message(error) or why_not(APP)
         raise ConfigError(told) from error
 
 

@@ -15,7 +15,7 @@ from typing import Any, TextIO
 from torch.utils.tensorboard import SummaryWriter
 
 from jasper_ray.atomic import write_text
-from jasper_ray.cli import duration, saying
+from jasper_ray.cli import duration, log_repeatedly
 
 
 class MetricsLog:
@@ -104,7 +104,7 @@ def telling_steps(metrics: Path, name: str, unit: str, total_steps: int) -> Iter
     """While it is entered, log how far a stage is, every few seconds, and once more at the end."""
     progress = Progress(metrics, name, unit, total_steps)
     try:
-        with saying(progress.line):
+        with log_repeatedly(progress.line):
             yield
     finally:
         if last := progress.fresh_line():

@@ -16,7 +16,7 @@ from ray.train import DataConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from jasper_ray.atomic import write_text
-from jasper_ray.config import ConfigError, for_the_user
+from jasper_ray.config import ConfigError, config_message
 from jasper_ray.training.job import StageJob, latest_step
 from jasper_ray.training.metrics import telling_steps
 from jasper_ray.training.prefetch import ahead
@@ -120,7 +120,7 @@ def work(config: dict[str, Any]) -> None:
     try:
         train(job, rows)
     except Exception as error:
-        told = for_the_user(error)
+        told = config_message(error)
         if told is None:
             raise
         write_text(stop_file(job), told)

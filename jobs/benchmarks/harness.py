@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import psutil
 
-from jasper_ray.cli import show_progress
+from jasper_ray.cli import log_to_stderr
 
 Record = dict[str, Any]
 Records = list[Record]
@@ -123,7 +123,7 @@ def in_turn(ways: Mapping[str, Callable[[], Record]], rounds: int) -> dict[str, 
 def in_fresh_process(function: Callable[..., Any], *arguments: Any) -> Any:
     """Call a function in a new Python process, which is as cold as a user's."""
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=context, initializer=show_progress) as process:
+    with ProcessPoolExecutor(1, mp_context=context, initializer=log_to_stderr) as process:
         return process.submit(function, *arguments).result()
 
 
