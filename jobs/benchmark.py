@@ -8,6 +8,7 @@ import json
 import os
 import platform
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -46,7 +47,7 @@ BENCHMARKS = {
 }
 
 
-def arguments() -> argparse.Namespace:
+def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description="Measure speed and memory, this project and a peer in turn.")
     names = parser.add_subparsers(dest="name", required=True, metavar="NAME")
@@ -55,7 +56,7 @@ def arguments() -> argparse.Namespace:
         named.add_argument("--output", type=Path, metavar="FILE.json", help="write figures, machine and date here")
         for option in benchmark.options:
             option.add_to(named)
-    return parser.parse_args()
+    return parser.parse_args(words)
 
 
 def machine() -> dict[str, str]:

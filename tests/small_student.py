@@ -27,12 +27,14 @@ TOWER = {
 }
 
 
-def small_student(folder: Path, seed: int = 1, sees: bool = False) -> Path:
+def small_student(
+    folder: Path, seed: int = 1, sees: bool = False, heads: tuple[int, ...] = (96, 32), default_head: int = 32
+) -> Path:
     """Two layers, heads of 96 (the full one) and 32 (the default), texts of 64 tokens; maybe a tower of random weights
     for images of five tokens."""
     body = BodySettings(base=BASE, layers=(0, 2))
-    settings = StudentSettings(body=body, heads=(96, 32), default_head=32, max_length=64)
-    card = StudentCard(max_length=64, prompts=STELLA_PROMPTS, default_head=32)
+    settings = StudentSettings(body=body, heads=heads, default_head=default_head, max_length=64)
+    card = StudentCard(max_length=64, prompts=STELLA_PROMPTS, default_head=default_head)
     student, tokenizer = build_student(settings, seed), load_tokenizer(locate(BASE))
     if sees:
         student = give_sight(student, tokenizer, VisionSettings.model_validate(TOWER), seed)
