@@ -16,7 +16,7 @@ ARGS   ?=
 SHARED := --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help setup distill check quick test lint format constraints clean
+.PHONY: help setup distill check quick test lint format wheel constraints clean
 
 help: ## list the targets
 	@echo "make distill runs the quickstart from a fresh clone. All targets:"
@@ -46,6 +46,13 @@ format: $(STAMP) ## format the code and apply the automatic fixes
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+# PYTHONPATH precedes the editable installation, so that the command runs from the wheel's files alone.
+wheel: $(STAMP) ## build the wheel in dist/, and run its command without the clone
+	rm -rf dist
+	$(PIP) wheel . --no-deps --wheel-dir dist
+	$(PIP) install --no-deps --target dist/installed dist/*.whl
+	cd dist && PYTHONPATH=$$PWD/installed installed/bin/jasper-ray distill quickstart --dry-run
+
 # torch first and alone: pip chooses the build it is configured for, CPU or CUDA, and the other packages accept it.
 $(RUNS): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 15))' || \
@@ -73,5 +80,5 @@ constraints: $(STAMP) ## resolve the newest dependencies into constraints.txt, f
 	mv $(VENV)/constraints constraints.txt
 
 clean: ## remove the environment and caches, but not runs/
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ import ray
 import yaml
 from commands import Commands
 from small_run import recipe_values, stage
+
+from jasper_ray.commands import COMMANDS
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMAND = ROOT / "jobs" / "distill.py"
@@ -68,6 +71,13 @@ def test_a_pattern_that_matches_nothing_is_one_line_before_ray_starts(values: di
         "there are some on a slow machine"
     )
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_option_is_explained_in_sentences(name: str) -> None:
+    parser = import_module(f"jasper_ray.commands.{name}").command_line()
+    for option in parser._actions[1:]:  # after --help
+        assert re.fullmatch(r"[A-Z].*\.", option.help, re.DOTALL), f"{option.option_strings}: {option.help}"
 
 
 # ---- In this process, which has the libraries loaded already ----

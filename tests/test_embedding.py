@@ -22,7 +22,7 @@ from sentence_transformers.util import quantize_embeddings
 from small_student import BASE, small_student
 
 from jasper_ray.assets import locate
-from jasper_ray.commands.embed import options_in, settings_of
+from jasper_ray.commands.embed import command_line, settings_of
 from jasper_ray.config import ConfigError
 from jasper_ray.embedding.chunks import Preparation, Span, block_name, block_of, plan_spans, read_span, unpack
 from jasper_ray.embedding.files import ScannedFile
@@ -567,13 +567,13 @@ NEEDED = ["--model", "m", "--input", "x", "--output", "out"]
 )
 def test_wrong_options_are_told_in_a_sentence(options: list[str], told: str) -> None:
     with pytest.raises(ConfigError) as error:
-        settings_of(options_in([*NEEDED, "--readers", "2", *options]))
+        settings_of(command_line().parse_args([*NEEDED, "--readers", "2", *options]))
     assert told in str(error.value)
 
 
 def test_what_is_not_said_of_the_pool_is_left_to_the_cluster() -> None:
     def pool(*words: str) -> dict[str, Any] | None:
-        found = settings_of(options_in([*NEEDED, *words])).pool
+        found = settings_of(command_line().parse_args([*NEEDED, *words])).pool
         return found and found.model_dump(exclude_unset=True)
 
     assert pool() is None

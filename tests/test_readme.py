@@ -97,7 +97,7 @@ def has_our_options(words: Sequence[str]) -> None:
     if name == "benchmark":
         importlib.import_module("benchmark").arguments(options)
     else:
-        importlib.import_module(f"jasper_ray.commands.{name}").options_in(options)
+        importlib.import_module(f"jasper_ray.commands.{name}").command_line().parse_args(options)
 
 
 def has_clicks_options(words: Sequence[str]) -> None:

@@ -22,7 +22,7 @@ from pydantic import ValidationError
 from serving import output_folder
 from small_student import small_student
 
-from jasper_ray.commands.serve import make_key, options_in, settings_of
+from jasper_ray.commands.serve import command_line, make_key, settings_of
 from jasper_ray.config import ConfigError
 from jasper_ray.embedding.folder import OutputFolder
 from jasper_ray.embedding.store import open_store
@@ -77,7 +77,7 @@ def refusal(call: Callable[[], object]) -> Refusal:
 
 
 def options(*words: str, environment: Mapping[str, str] | None = None) -> ServeSettings:
-    return settings_of(options_in(["--model", "some/model", *words]), environment or {})
+    return settings_of(command_line().parse_args(["--model", "some/model", *words]), environment or {})
 
 
 def test_a_laptop_needs_no_key_and_an_open_address_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

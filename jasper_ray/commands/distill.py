@@ -14,8 +14,8 @@ CONTINUES = True
 SHIPPED = Path(jasper_ray.__file__).parent / "recipe" / "shipped"
 
 
-def options_in(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Parse the command line."""
+def command_line() -> argparse.ArgumentParser:
+    """The options of the command."""
     names = ", ".join(sorted(path.stem for path in SHIPPED.glob("*.yaml")))
     parser = command_parser("Distil teachers into a student, stage by stage. Run it again to continue.")
     parser.add_argument("recipe", nargs="?", default="quickstart", help=f"A YAML file, or one of {names}.")
@@ -24,12 +24,12 @@ def options_in(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--sets", type=Path, metavar="FILE", help=sets)
     dry_run = "Print the resolved recipe and the resources it needs, and start nothing."
     parser.add_argument("--dry-run", action="store_true", help=dry_run)
-    return parser.parse_args(arguments)
+    return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Distil a student. A wrong recipe is reported before Ray is imported."""
-    options = options_in(arguments)
+    options = command_line().parse_args(arguments)
     require("distil")
     with log_progress("loading torch"):
         from jasper_ray.evaluation import load_sets

@@ -25,8 +25,8 @@ rejected/ (the rows without a text, each with its reason) and manifest.json (all
 """
 
 
-def options_in(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Parse the command line."""
+def command_line() -> argparse.ArgumentParser:
+    """The options of the command."""
     parser = command_parser(
         "Embed a corpus. Run it again to continue, or to embed files that were added.", epilog=EXAMPLES
     )
@@ -52,7 +52,7 @@ def options_in(arguments: Sequence[str] | None) -> argparse.Namespace:
     add_fields(work, EmbedSettings, unique=None, unique_gib="N")
     verify = "Check an existing output folder: counts, hashes, norms, and a sample that is embedded again."
     work.add_argument("--verify", action="store_true", help=verify)
-    return parser.parse_args(arguments)
+    return parser
 
 
 def settings_of(options: argparse.Namespace) -> EmbedSettings:
@@ -80,7 +80,7 @@ def pool_values(options: argparse.Namespace) -> dict[str, Any]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Embed a corpus, or verify an output folder."""
-    options = options_in(arguments)
+    options = command_line().parse_args(arguments)
     require("embed")
     settings = settings_of(options)
     if options.verify:

@@ -33,8 +33,8 @@ The last two are sets of images, whose source is written as in a recipe; a model
 """
 
 
-def options_in(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Parse the command line."""
+def command_line() -> argparse.ArgumentParser:
+    """The options of the command."""
     about = "Measure models on your own evaluation sets and on a run's held-out texts, every head of a student."
     parser = command_parser(about, epilog=SETS)
     model = (
@@ -47,10 +47,10 @@ def options_in(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--run", type=Path, metavar="DIR", help=run)
     parser.add_argument("--dim", type=int, action="append", help="Measure only this head. Repeatable. Default: all.")
     parser.add_argument("--json", metavar="FILE", help="Also write the scores to FILE, after each model.")
-    parser.add_argument("--device", help="cpu, cuda, cuda:1, ... Default: a GPU, if there is one.")
+    parser.add_argument("--device", help="The device: cpu, cuda, cuda:1, ... Default: a GPU, if there is one.")
     dtype = "Precision of the model. auto: the precision in which the device is fast. Default: auto."
     parser.add_argument("--dtype", default="auto", choices=get_args(Precision), help=dtype)
-    return parser.parse_args(arguments)
+    return parser
 
 
 def run_of(model: str) -> Path | None:
@@ -79,7 +79,7 @@ def report_skipped(model: str, encoder: Encoder, sets: Sequence[SetData], heldou
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure each model and print the table of scores."""
-    options = options_in(arguments)
+    options = command_line().parse_args(arguments)
     run = options.run or run_of(options.model[0])
     listed = options.sets or ("sets.yaml" if Path("sets.yaml").is_file() else None)
     if not listed and not run:

@@ -31,8 +31,8 @@ On a cluster: serve deploy cluster/serve.yaml
 """
 
 
-def options_in(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Parse the command line."""
+def command_line() -> argparse.ArgumentParser:
+    """The options of the command."""
     parser = command_parser("Serve a model online.", epilog=EXAMPLES)
     model = parser.add_argument_group("model")
     add_field(model, ServeSettings, "model", required=False)  # --new-key needs none
@@ -55,7 +55,7 @@ def options_in(arguments: Sequence[str] | None) -> argparse.Namespace:
     add_field(replicas, Copies, "cpus", "N", help=cpus)
     add_fields(replicas, Copies, gpus="N")
     add_fields(replicas, ServeSettings, threads="N")
-    return parser.parse_args(arguments)
+    return parser
 
 
 def settings_of(options: argparse.Namespace, environment: Mapping[str, str]) -> ServeSettings:
@@ -113,7 +113,7 @@ def make_key(name: str) -> tuple[str, str]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Serve a model until a signal stops it, or make an API key."""
-    options = options_in(arguments)
+    options = command_line().parse_args(arguments)
     require("serve")
     if options.new_key:
         secret, entry = make_key(options.new_key)
