@@ -62,7 +62,7 @@ PRECISION = Option(
 
 
 def precisions(option: str) -> list[Dtype]:
-    """Choose the precisions that `--precision` stands for."""
+    """Choose the precisions of `--precision`."""
     both = option == "both" or (option == "auto" and fast_precision("cpu") == "bfloat16")
     return ["float32", "bfloat16"] if both else ["bfloat16"] if option == "bfloat16" else ["float32"]
 
