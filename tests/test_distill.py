@@ -29,7 +29,7 @@ from watching import Watched, foreign, watch
 from jasper_ray import load_student
 from jasper_ray.config import ConfigError
 from jasper_ray.distill.run import distill, logger
-from jasper_ray.evaluation import load
+from jasper_ray.evaluation import read_scores
 from jasper_ray.evaluation.report import render
 from jasper_ray.recipe import parse_recipe
 from jasper_ray.training.job import latest_step
@@ -173,7 +173,7 @@ def test_the_same_command_continues_after_sigterm(job: Job) -> None:
 def test_every_line_of_a_run_is_ours(job: Job) -> None:
     assert job.finished.err
     assert foreign(job.finished.err) == []
-    table = render(load(job.run / "evaluation.json"))
+    table = render(read_scores(job.run / "evaluation.json"))
     last = f"The student is in {job.run / 'student'}"
     assert job.finished.out == [*table.splitlines(), "", last]
 
@@ -184,7 +184,7 @@ def test_no_ten_seconds_pass_without_a_line(job: Job) -> None:
 
 
 def test_the_table_has_every_moment(job: Job) -> None:
-    moments = {record.moment for record in load(job.run / "evaluation.json")}
+    moments = {record.moment for record in read_scores(job.run / "evaluation.json")}
     assert {"start", "1-first", "2-second", "ridge"} <= moments
     assert "2-second" in "\n".join(job.finished.out)
 
@@ -205,8 +205,8 @@ def test_the_finished_student_is_what_sentence_transformers_loads_at_every_head(
 def test_any_model_can_be_measured_on_a_runs_held_out_texts(job: Job) -> None:
     models = ["--model", str(job.run / "student"), "--model", "pypi:all-MiniLM-L6-v2"]
     call("evaluate.py", *models, "--json", str(job.folder / "scores.json"))
-    found = load(job.folder / "scores.json")
-    in_run = [record for record in load(job.run / "evaluation.json") if record.moment == "2-second"]
+    found = read_scores(job.folder / "scores.json")
+    in_run = [record for record in read_scores(job.run / "evaluation.json") if record.moment == "2-second"]
     assert [record.value for record in found if record.dim != 384] == pytest.approx([r.value for r in in_run], abs=1e-5)
     assert {record.metric for record in found if record.dim == 384} == {"gram_error", "pair_order"}
 
@@ -244,7 +244,7 @@ def test_a_finished_student_is_taught_to_see_in_the_same_folder(job: Job, before
     assert student.sees
     for dim, vectors in student.encode_heads(TEXTS).items():
         np.testing.assert_array_equal(vectors, before.vectors[dim])
-    recalled = {record.moment for record in load(job.run / "evaluation.json") if record.metric == "i2t@10"}
+    recalled = {record.moment for record in read_scores(job.run / "evaluation.json") if record.metric == "i2t@10"}
     assert recalled == {"3-sight start", "3-sight", "tower ridge"}
 
 

@@ -6,9 +6,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pytest
@@ -20,21 +21,24 @@ from sklearn.metrics import ndcg_score
 from jasper_ray.config import ConfigError
 from jasper_ray.encoders import HashEncoder
 from jasper_ray.evaluation import (
-    Record,
+    EVALUATION_SETS,
     Score,
     Scoreboard,
-    agreement,
+    ScoreRow,
     evaluate,
-    label,
-    load,
+    geometry_scores,
     load_sets,
+    read_scores,
     read_sets,
     render,
-    save,
+    with_moment,
+    write_scores,
 )
-from jasper_ray.evaluation.agreement import pair_order
-from jasper_ray.evaluation.metrics import ndcg, spearman
-from jasper_ray.evaluation.set_data import ClassificationData, PairData, RetrievalData
+from jasper_ray.evaluation.base import SetData, SetSettings, Style, TextRequest, read_text
+from jasper_ray.evaluation.classification import ClassificationData
+from jasper_ray.evaluation.geometry import pair_order
+from jasper_ray.evaluation.pairs import PairData, spearman
+from jasper_ray.evaluation.retrieval import RetrievalData, ndcg
 from jasper_ray.vectors import normalise
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -120,44 +124,43 @@ def test_pair_order_of_a_collapsed_student_is_chance() -> None:
 
 
 def test_a_student_equal_to_its_target_agrees_in_everything() -> None:
-    found = agreement(digits(50), digits(50))
-    assert found.cosine == pytest.approx(1)
-    assert (found.gram_error, found.pair_order) == (0, 1)
+    found = geometry_scores(digits(50), digits(50))
+    assert found["cosine"] == pytest.approx(1)
+    assert (found["gram_error"], found["pair_order"]) == (0, 1)
 
 
 def test_a_rotation_keeps_the_relations_and_loses_the_coordinates() -> None:
     x_ND = digits(50)
     rotation_DD, _ = np.linalg.qr(np.random.default_rng(0).normal(size=(64, 64)))
-    found = agreement((x_ND @ rotation_DD).astype(np.float32), x_ND)
-    assert found.cosine is not None
-    assert abs(found.cosine) < 0.5
-    assert found.gram_error == pytest.approx(0, abs=1e-6)
-    assert found.pair_order > 0.999
+    found = geometry_scores((x_ND @ rotation_DD).astype(np.float32), x_ND)
+    assert abs(found["cosine"]) < 0.5
+    assert found["gram_error"] == pytest.approx(0, abs=1e-6)
+    assert found["pair_order"] > 0.999
 
 
 def test_a_head_of_another_size_has_no_cosine_and_no_record_of_one() -> None:
-    found = agreement(digits(50)[:, 20:40], digits(50))
-    assert found.cosine is None
-    assert [score.metric for score in found.scores("held-out", 20)] == ["gram_error", "pair_order"]
+    assert list(geometry_scores(digits(50)[:, 20:40], digits(50))) == ["gram_error", "pair_order"]
 
 
 def test_gram_error_is_the_root_mean_square_off_the_diagonal() -> None:
     student_ND, target_NE = digits(20)[:, 20:40], digits(20)
     student_ND = normalise(student_ND)
     gaps = [student_ND[i] @ student_ND[j] - target_NE[i] @ target_NE[j] for i in range(20) for j in range(20) if i != j]
-    assert agreement(student_ND, target_NE).gram_error == pytest.approx(np.sqrt(np.mean(np.square(gaps))), rel=1e-5)
+    assert geometry_scores(student_ND, target_NE)["gram_error"] == pytest.approx(
+        np.sqrt(np.mean(np.square(gaps))), rel=1e-5
+    )
 
 
 def test_agreement_of_a_thousand_rows_takes_seconds() -> None:
     x_ND = digits(1000)
     started = time.perf_counter()
-    agreement(x_ND[:, 16:48], x_ND)
+    geometry_scores(x_ND[:, 16:48], x_ND)
     assert time.perf_counter() - started < 30  # under 1 s alone; a loaded machine must not fail it
 
 
 def test_agreement_refuses_rows_that_do_not_match() -> None:
     with pytest.raises(ValueError, match="5 student rows and 6 target rows"):
-        agreement(digits(5), digits(6))
+        geometry_scores(digits(5), digits(6))
 
 
 # Metrics
@@ -259,17 +262,20 @@ def test_texts_of_a_class_are_chosen_whatever_their_order_in_the_file(tmp_path: 
     ("change", "message"),
     [
         ({"path": "nowhere.csv"}, r"nowhere\.csv cannot be read: No such file"),
-        ({"columns": {**POSITIONS, "score": 7}}, r"mini\.csv, line 1 has 3 columns, at least 8 were expected"),
-        ({"columns": {**POSITIONS, "score": 1}}, r"line 1: the score is 'A man plays the guitar.', a finite number"),
-        ({"columns": {**POSITIONS, "score": -1}}, r"set 1, field columns\.score: .* found -1"),
-        ({"columns": {**POSITIONS, "score": "score"}}, r"set 1: a file without header has no column names"),
+        ({"columns": {**POSITIONS, "score": 7}}, r"mini\.csv: line 1: 3 fields, expected at least 8"),
+        (
+            {"columns": {**POSITIONS, "score": 1}},
+            r"line 1: the score is 'A man plays the guitar.', expected a finite number",
+        ),
+        ({"columns": {**POSITIONS, "score": -1}}, r"sets\.0\.columns\.score: .* found -1"),
+        ({"columns": {**POSITIONS, "score": "score"}}, r"sets\.0: a file without header has no column names"),
         (
             {"header": True, "columns": {**POSITIONS, "score": "score"}},
-            r"no column 'score'; its header names 'A man is",
+            r"no column 'score'; its columns are A man is",
         ),
         ({"format": "jsonl", "header": True}, r"the columns of a jsonl file are named"),
-        ({"type": "pair"}, r"set 1: input tag 'pair' .* 'pairs', 'retrieval', 'classification'"),
-        ({"limits": 3}, r"set 1, field limits: extra inputs are not permitted; found 3"),
+        ({"type": "pair"}, r"sets\.0: type 'pair' is unknown; .* 'pairs', 'retrieval', 'classification'"),
+        ({"limits": 3}, r"sets\.0\.limits: unknown key; did you mean limit\?"),
         ({"limit": 1}, r"gives all 1 pairs the score 4\.8"),
     ],
 )
@@ -284,8 +290,8 @@ def test_a_mistake_in_a_set_is_told_in_one_sentence(tmp_path: Path, change: dict
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("type: pairs", r"holds \{'type': 'pairs'\} where a YAML list of evaluation sets was expected"),
-        ("", "holds None where a YAML list"),
+        ("type: pairs", r"holds \"\{'type': 'pairs'\}\", expected a YAML list of evaluation sets"),
+        ("", "holds 'None', expected a YAML list"),
         ("- {type: pairs", "is not valid YAML"),
     ],
 )
@@ -306,7 +312,7 @@ def test_two_sets_of_one_name_are_refused(tmp_path: Path) -> None:
     [
         ("q1\td9\t1\n", "calls document 'd9' relevant, which is not among the 3"),
         ("q9\td1\t1\n", "judges query 'q9', which is not among the 3"),
-        ("q1\td1\thigh\n", r"test\.tsv, line 2: the grade is 'high', a number was expected"),
+        ("q1\td1\thigh\n", r"test\.tsv, line 2: the grade is 'high', expected a number"),
         ("q1\td1\t0\n", "calls no document relevant"),
     ],
 )
@@ -315,6 +321,50 @@ def test_judgements_of_unknown_things_are_refused(tmp_path: Path, line: str, mes
     (tmp_path / "test.tsv").write_text("query-id\tcorpus-id\tscore\n" + line)
     with pytest.raises(ConfigError, match=message):
         read_sets(load_sets(path))
+
+
+# A set of one's own
+
+
+@dataclass(frozen=True, eq=False)
+class StoryData(SetData):
+    """The sentences of a story."""
+
+    def score(self, sentences_ND: np.ndarray) -> dict[str, float]:
+        return {"jump": float(1 - np.einsum("nd,nd->n", sentences_ND[1:], sentences_ND[:-1]).mean())}
+
+
+class StorySet(SetSettings):
+    """Sentences in order: mean distance of neighbours."""
+
+    METRICS: ClassVar = {"jump": Style(2, "smallest")}
+
+    type: Literal["story"]
+    path: Path
+    """File with a sentence a line."""
+
+    def read(self) -> StoryData:
+        return StoryData(self.name, (TextRequest(tuple(read_text(self.path).splitlines()), None),))
+
+
+def test_a_new_kind_of_set_is_one_class_and_one_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(EVALUATION_SETS, "story", StorySet)
+    (tmp_path / "story.txt").write_text("A man plays.\nA man plays the guitar.\nThe guitar breaks.\n")
+    story = {"type": "story", "name": "guitar", "path": "story.txt"}
+    sets = read_sets(load_sets(write_sets(tmp_path, story, write_beir(tmp_path))))
+    assert isinstance(sets[0], StoryData)
+    encoder = CountingEncoder()
+    board = Scoreboard(tmp_path / "all.json", sets)
+    board.take("start", tmp_path / "student", lambda: with_moment("start", evaluate(encoder, sets)))
+    _, metrics, _, large, small = board.table().splitlines()
+    assert metrics.split() == ["moment", "dim", "jump", "ndcg@10"]
+    values = {score.dim: score.value for score in evaluate(encoder, sets) if score.set == "guitar"}
+    best = min(values.values())
+    assert [line.split()[-2] for line in (large, small)] == [
+        f"{value:.2f}{'*' if value == best else ''}" for value in values.values()
+    ]
+    with pytest.raises(ConfigError, match="unknown key; did you mean path"):
+        load_sets(write_sets(tmp_path, {**story, "paths": "story.txt"}))
 
 
 # Scoring
@@ -370,8 +420,8 @@ def test_kept_scores_belong_to_the_contents_of_their_sets(tmp_path: Path) -> Non
         """Calls of the encoder so far, once a scoreboard of the sets as they are now has the student's scores."""
         sets = read_sets(load_sets(listed))
         board = Scoreboard(tmp_path / "all.json", sets)
-        board.take("start", tmp_path / "student", lambda: label("start", evaluate(encoder, sets)))
-        assert load(tmp_path / "all.json") == board.records != []
+        board.take("start", tmp_path / "student", lambda: with_moment("start", evaluate(encoder, sets)))
+        assert read_scores(tmp_path / "all.json") == board.rows != []
         return len(encoder.calls)
 
     first = take()
@@ -403,15 +453,15 @@ def test_vectors_that_are_not_finite_are_refused(tmp_path: Path) -> None:
 # Report
 
 RECORDS = [
-    *label("start", [Score(set="stsb", metric="spearman", dim=128, value=80.04)]),
-    *label(
+    *with_moment("start", [Score(set="stsb", metric="spearman", dim=128, value=80.04)]),
+    *with_moment(
         "after 1-fc1", [Score(set="stsb", metric="spearman", dim=dim, value=v) for dim, v in ((128, 82), (64, 81.5))]
     ),
-    *label(
+    *with_moment(
         "after 1-fc1",
         [Score(set="held-out", metric="gram_error", dim=dim, value=v) for dim, v in ((128, 0.03), (64, 0.05))],
     ),
-    *label("mpnet", [Score(set="stsb", metric="spearman", dim=768, value=81.96)]),
+    *with_moment("mpnet", [Score(set="stsb", metric="spearman", dim=768, value=81.96)]),
 ]
 
 TABLE = """\
@@ -436,8 +486,8 @@ def test_a_table_too_wide_goes_on_below() -> None:
 
 def test_records_come_back_from_disk(tmp_path: Path) -> None:
     path = tmp_path / "new" / "scores.json"
-    save(RECORDS, path)
-    assert load(path) == RECORDS
+    write_scores(RECORDS, path)
+    assert read_scores(path) == RECORDS
     assert json.loads(path.read_text())[0] == {
         "moment": "start",
         "dim": 128,
@@ -451,7 +501,7 @@ def test_records_come_back_from_disk(tmp_path: Path) -> None:
 def test_a_file_without_scores_is_refused(tmp_path: Path) -> None:
     (tmp_path / "scores.json").write_text('[{"moment": "start"}]')
     with pytest.raises(ConfigError, match="does not hold scores"):
-        load(tmp_path / "scores.json")
+        read_scores(tmp_path / "scores.json")
 
 
 # The command
@@ -517,4 +567,4 @@ def test_the_standard_sets_are_read_whole(tmp_path: Path) -> None:
 
 def test_a_record_is_closed_and_finite() -> None:
     with pytest.raises(ValueError, match="finite"):
-        Record(moment="start", dim=1, metric="spearman", set="a", value=float("nan"))
+        ScoreRow(moment="start", dim=1, metric="spearman", set="a", value=float("nan"))

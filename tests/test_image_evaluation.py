@@ -16,22 +16,22 @@ from jasper_ray.commands.evaluate import report_skipped
 from jasper_ray.config import ConfigError
 from jasper_ray.encoders import HashEncoder
 from jasper_ray.evaluation import (
-    Record,
+    ScoreRow,
     SetData,
     as_scores,
     evaluate,
-    label,
     load_sets,
-    needs_vision,
     read_sets,
     recalls,
     render,
-    unseen,
+    skipped_sets,
+    with_moment,
 )
-from jasper_ray.evaluation import recall as recall_module
-from jasper_ray.evaluation.metrics import zero_shot_accuracy
-from jasper_ray.evaluation.set_data import ImageCaptionData, ZeroShotData, contents
-from jasper_ray.evaluation.sets import ImageCaptionSet, ZeroShotSet
+from jasper_ray.evaluation import image_captions as recall_module
+from jasper_ray.evaluation.base import ImageSet
+from jasper_ray.evaluation.image_captions import ImageCaptionData
+from jasper_ray.evaluation.sets import contents
+from jasper_ray.evaluation.zero_shot import ZeroShotData, zero_shot_accuracy
 from jasper_ray.vectors import normalise
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -198,7 +198,7 @@ def test_recall_of_rows_that_do_not_match_or_are_not_finite_is_refused() -> None
 def test_recalls_are_a_column_each() -> None:
     images_ND, captions_ND = noisy_pairs(50)
     found = recalls(images_ND, captions_ND, [str(row) for row in range(50)])
-    head, metrics, _, figures = render(label("start", as_scores("held-out", 16, found))).splitlines()
+    head, metrics, _, figures = render(with_moment("start", as_scores("held-out", 16, found))).splitlines()
     assert head.split() == ["held-out"] * 6
     assert metrics.split() == ["moment", "dim", "i2t@1", "i2t@5", "i2t@10", "t2i@1", "t2i@5", "t2i@10"]
     assert figures.split()[2:] == [f"{value:.1f}" for value in found.values()]
@@ -270,7 +270,7 @@ def test_assets_and_addresses_do_not_count_from_the_folder_of_the_list(tmp_path:
         for number, path in enumerate(paths)
     ]
     found = load_sets(write_sets(tmp_path, *listed))
-    assert [one.images.path for one in found if isinstance(one, ImageCaptionSet | ZeroShotSet)] == [
+    assert [one.images.path for one in found if isinstance(one, ImageSet)] == [
         *paths[:3],
         str(tmp_path / "down" / "digits"),
     ]
@@ -279,15 +279,18 @@ def test_assets_and_addresses_do_not_count_from_the_folder_of_the_list(tmp_path:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"templates": ["a digit"]}, r"set 1, field templates: the template 'a digit' has no \{\} for the class"),
-        ({"templates": []}, "set 1, field templates: "),
+        (
+            {"templates": ["a digit"]},
+            r"sets\.0\.templates: the template 'a digit' has no \{\}; write it in place of the class",
+        ),
+        ({"templates": []}, r"sets\.0\.templates: expected at least one entry"),
         ({"classes": ["0", "1"]}, r"holds the class '2', which is not among the 2 of `classes`; add it there"),
-        ({"classes": dict.fromkeys(range(10), "digit")}, "has the class 'digit' alone; at least two"),
-        ({"classes": [{"no": "word"}]}, r"set 1, field classes\.\{'no': 'word'\}: input should be a valid string"),
+        ({"classes": dict.fromkeys(range(10), "digit")}, "has the class 'digit' alone; expected at least two"),
+        ({"classes": [{"no": "word"}]}, r"sets\.0\.classes: input should be a valid string; found \{'no': 'word'\}"),
         ({"images": {**FOLDER, "prompt": "s2s_query"}}, "`images` has the prompt 's2s_query'; write it as `prompt`"),
-        ({"images": {"format": "folders", "path": "digits"}}, "set 1, field images: .* 'folders'"),
-        ({"images": {"format": "folder"}}, r"set 1, field images\.path: field required"),
-        ({"type": "image_captions"}, r"set 1, field classes: extra inputs are not permitted"),
+        ({"images": {"format": "folders", "path": "digits"}}, r"sets\.0\.images: .* 'folders'"),
+        ({"images": {"format": "folder"}}, r"sets\.0\.images\.path: this key is required and missing"),
+        ({"type": "image_captions"}, r"sets\.0\.(templates|classes): unknown key"),
     ],
 )
 def test_a_mistake_in_a_set_of_images_is_told_in_one_sentence(
@@ -338,17 +341,19 @@ def test_an_encoder_that_does_not_see_is_left_out_of_sets_of_images(digits: Path
     sets = read(digits, {**CAPTIONS, "prompt": "unknown"}, {**pairs, "columns": columns}, ZERO_SHOT)
     blind = HashEncoder(64, {"query": "find: "})
     assert [score.set for score in evaluate(blind, sets)] == ["pairs"]
-    assert unseen(blind, sets) == ["captions", "classes"]
-    assert unseen(SeeingEncoder(), sets) == []
-    assert [needs_vision(data) for data in sets] == [True, False, True]
+    assert skipped_sets(blind, sets) == ["captions", "classes"]
+    assert skipped_sets(SeeingEncoder(), sets) == []
+    assert [data.needs_vision for data in sets] == [True, False, True]
     with pytest.raises(ConfigError, match="'captions' asks for the prompt 'unknown', but the model has query"):
         evaluate(SeeingEncoder({"query": "find: "}), sets)
 
 
 def test_figures_that_only_other_moments_have_stand_in_a_table_of_their_own(digits: Path) -> None:
     (data,) = read(digits, ZERO_SHOT)
-    spearman = Record(moment="teacher", dim=64, metric="spearman", set="pairs", value=50)
-    of_texts, of_images = render([spearman, *label("student", evaluate(SeeingEncoder(), [data], [64]))]).split("\n\n")
+    spearman = ScoreRow(moment="teacher", dim=64, metric="spearman", set="pairs", value=50)
+    of_texts, of_images = render([spearman, *with_moment("student", evaluate(SeeingEncoder(), [data], [64]))]).split(
+        "\n\n"
+    )
     assert [line.split() for line in of_texts.splitlines()[3:]] == [["teacher", "64", "50.0"]]
     assert [line.split()[:2] for line in of_images.splitlines()[3:]] == [["student", "64"]]
 

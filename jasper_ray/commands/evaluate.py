@@ -65,9 +65,9 @@ def report_skipped(model: str, encoder: Encoder, sets: Sequence[SetData], heldou
     Raises:
         ConfigError: the model would skip everything.
     """
-    from jasper_ray.evaluation import unseen
+    from jasper_ray.evaluation import skipped_sets
 
-    names = unseen(encoder, sets)
+    names = skipped_sets(encoder, sets)
     if names and len(names) == len(sets) and not heldout:
         raise ConfigError(
             f"{model} has no vision, and all sets ({', '.join(names)}) are of images; "
@@ -88,7 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     from jasper_ray.encoders import load_encoder
     from jasper_ray.encoders.precision import precise
-    from jasper_ray.evaluation import evaluate, label, load_sets, read_sets, render, save
+    from jasper_ray.evaluation import evaluate, load_sets, read_sets, render, with_moment, write_scores
 
     transformers.utils.logging.disable_progress_bar()
     sets = read_sets(load_sets(listed)) if listed else ()
@@ -102,9 +102,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         scores = evaluate(encoder, sets, options.dim)
         if run:
             scores += heldout_scores(encoder, texts, pairs, options.dim)
-        records += label(model, scores)
+        records += with_moment(model, scores)
         if options.json:
-            save(records, options.json)
+            write_scores(records, options.json)
     print(render(records))
 
 

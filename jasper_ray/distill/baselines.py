@@ -16,7 +16,7 @@ from torch import Tensor
 from jasper_ray.distill.heldout import HeldOutPairs, by_prompt, compare, encode_captions, target
 from jasper_ray.encoders import StudentEncoder, load_student
 from jasper_ray.encoders.precision import precise
-from jasper_ray.evaluation import Record, Score, label
+from jasper_ray.evaluation import Score, ScoreRow, with_moment
 from jasper_ray.images import decode
 from jasper_ray.labelling.columns import PIXELS, vector_column
 from jasper_ray.models.folder import save_student
@@ -58,7 +58,7 @@ STRENGTHS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 
 def measure_tower_ridge(
     moment: str, start: Path, dataset: Dataset, pairs: HeldOutPairs, precision: Precision, threads: int
-) -> list[Record]:
+) -> list[ScoreRow]:
     """The recall of every head, of the fit that finds most captions among ten with the full head."""
     torch.set_num_threads(threads)
     device = own_device()
@@ -67,7 +67,7 @@ def measure_tower_ridge(
     features_NC = tower_features(encoder, held_out_pixels(encoder, pairs))
     captions = encode_captions(encoder, pairs)
     found = [scores_of(fit.solve(strength), features_NC, captions, pairs, encoder) for strength in STRENGTHS]
-    return label(moment, max(found, key=lambda scores: next(s.value for s in scores if s.metric == "i2t@10")))
+    return with_moment(moment, max(found, key=lambda scores: next(s.value for s in scores if s.metric == "i2t@10")))
 
 
 def fit_tower(encoder: StudentEncoder, dataset: Dataset) -> RidgeFit:

@@ -20,7 +20,7 @@ from jasper_ray.corpus.settings import Images
 from jasper_ray.corpus.shards import MANIFEST, Shard, load_manifest, read_shard
 from jasper_ray.encoders import Encoder, StudentEncoder, load_student
 from jasper_ray.encoders.precision import precise
-from jasper_ray.evaluation import Record, Score, SetData, agreement, as_scores, evaluate, label, recalls
+from jasper_ray.evaluation import Score, ScoreRow, SetData, as_scores, evaluate, geometry_scores, recalls, with_moment
 from jasper_ray.labelling.columns import vector_column
 from jasper_ray.labelling.target_cache import TargetCache
 from jasper_ray.labelling.tasks import Batch, read_rows
@@ -93,7 +93,9 @@ def measure_agreement(encoder: Encoder, heldout: HeldOut, dims: Sequence[int] | 
         parts = encoder.encode_heads(heldout.batch["text"][found].tolist(), prompt if prompted else None)
         for dim in dims:
             vectors[dim][found] = parts[dim]
-    return [score for dim in dims for score in agreement(vectors[dim], heldout.target_NE).scores(HELD_OUT, dim)]
+    return [
+        score for dim in dims for score in as_scores(HELD_OUT, dim, geometry_scores(vectors[dim], heldout.target_NE))
+    ]
 
 
 @dataclass(frozen=True)
@@ -159,23 +161,23 @@ def measure_student(
     sets: Sequence[SetData],
     precision: Precision,
     threads: int,
-) -> list[Record]:
+) -> list[ScoreRow]:
     """Every head of a student on everything, on images if it sees."""
     torch.set_num_threads(threads)
     device = own_device()
     encoder = load_student(folder, device, precise(precision, device))
-    records = label(moment, evaluate(encoder, sets, dims=encoder.student.dims))
-    records += label(moment, measure_agreement(encoder, heldout)) if heldout else []
-    return records + (label(moment, measure_recall(encoder, pairs)) if pairs and encoder.sees else [])
+    records = with_moment(moment, evaluate(encoder, sets, dims=encoder.student.dims))
+    records += with_moment(moment, measure_agreement(encoder, heldout)) if heldout else []
+    return records + (with_moment(moment, measure_recall(encoder, pairs)) if pairs and encoder.sees else [])
 
 
-def measure_teachers(teachers: Sequence[Teacher], sets: Sequence[SetData], threads: int) -> list[Record]:
+def measure_teachers(teachers: Sequence[Teacher], sets: Sequence[SetData], threads: int) -> list[ScoreRow]:
     """Each teacher, and their fused vectors, on the recipe's sets."""
     torch.set_num_threads(threads)
     encoders = [open_teacher(teacher, own_device()) for teacher in teachers]
-    records = [record for encoder in encoders for record in label(encoder.teacher.name, evaluate(encoder, sets))]
+    records = [record for encoder in encoders for record in with_moment(encoder.teacher.name, evaluate(encoder, sets))]
     if len(encoders) > 1:
-        records += label("teachers together", evaluate(Together(encoders), sets))
+        records += with_moment("teachers together", evaluate(Together(encoders), sets))
     return records
 
 

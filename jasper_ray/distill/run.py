@@ -32,7 +32,7 @@ from jasper_ray.distill.heldout import (
 from jasper_ray.distill.precision import in_precisions, measuring, starts_ray
 from jasper_ray.distill.students import Sight, base_weights, open_sight, write_start
 from jasper_ray.encoders.precision import overridden_precision
-from jasper_ray.evaluation import Scoreboard, SetData, of_texts, read_sets
+from jasper_ray.evaluation import Scoreboard, SetData, read_sets, text_sets
 from jasper_ray.labelling.labeller import Labeller
 from jasper_ray.labelling.pair_labeller import PairLabeller
 from jasper_ray.labelling.target_cache import TargetCache
@@ -261,7 +261,7 @@ class Distillation:
             self.score("ridge", self.ridge())
         if self.recipe.evaluation.ridge and self.sight and self.sight.heldout:
             self.compare_tower(self.sight, self.sight.heldout)
-        sets = of_texts(self.scoreboard.sets)
+        sets = text_sets(self.scoreboard.sets)
         if self.recipe.evaluation.teachers and sets:
             beside = self.run.path / "teachers"
             self.scoreboard.take(

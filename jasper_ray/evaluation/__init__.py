@@ -1,40 +1,42 @@
-"""How good vectors are: agreement with the target, recall between images and captions, and scores on evaluation sets of
-sentence pairs, retrieval, labelled texts and images."""
+"""Quality of vectors: geometry against the target, recall between images and captions, scores on evaluation sets."""
 
 from __future__ import annotations
 
-from jasper_ray.evaluation.agreement import Agreement, agreement
-from jasper_ray.evaluation.listing import load_sets, resolve_paths
-from jasper_ray.evaluation.reading import read_sets
-from jasper_ray.evaluation.recall import recalls
-from jasper_ray.evaluation.report import Scoreboard, render
-from jasper_ray.evaluation.scores import MetricName, Record, Score, as_scores, label, load, save
-from jasper_ray.evaluation.scoring import check, check_prompts, evaluate, unseen
-from jasper_ray.evaluation.set_data import SetData, needs_vision, of_texts
-from jasper_ray.evaluation.sets import EvaluationSet
+from jasper_ray.evaluation.base import Score, SetData, as_scores
+from jasper_ray.evaluation.geometry import geometry_scores
+from jasper_ray.evaluation.image_captions import recalls
+from jasper_ray.evaluation.report import Scoreboard, ScoreRow, read_scores, render, with_moment, write_scores
+from jasper_ray.evaluation.sets import (
+    EVALUATION_SETS,
+    EvaluationSet,
+    check_prompts,
+    evaluate,
+    load_sets,
+    read_sets,
+    resolve_paths,
+    skipped_sets,
+    text_sets,
+)
 
 __all__ = [
-    "Agreement",
+    "EVALUATION_SETS",
     "EvaluationSet",
-    "MetricName",
-    "Record",
     "Score",
+    "ScoreRow",
     "Scoreboard",
     "SetData",
-    "agreement",
     "as_scores",
-    "check",
     "check_prompts",
     "evaluate",
-    "label",
-    "load",
+    "geometry_scores",
     "load_sets",
-    "needs_vision",
-    "of_texts",
+    "read_scores",
     "read_sets",
     "recalls",
     "render",
     "resolve_paths",
-    "save",
-    "unseen",
+    "skipped_sets",
+    "text_sets",
+    "with_moment",
+    "write_scores",
 ]

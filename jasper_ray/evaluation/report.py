@@ -1,4 +1,4 @@
-"""The scoreboard of a run, and scores as a table."""
+"""Scores of models and moments: the file that stores them, the scoreboard of a run, and the table for people."""
 
 from __future__ import annotations
 
@@ -6,48 +6,109 @@ import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
 
+from pydantic import TypeAdapter, ValidationError, field_validator
+
+from jasper_ray.atomic import write_text
 from jasper_ray.cli import log_progress
-from jasper_ray.evaluation.scores import MetricName, Record, load, save
-from jasper_ray.evaluation.set_data import SetData, contents
+from jasper_ray.config import ConfigError, Settings
+from jasper_ray.evaluation.base import Score, SetData
+from jasper_ray.evaluation.sets import contents, metric_styles
+
+logger = logging.getLogger(__name__)
 
 GAP = "  "
 ABSENT = "-"
 
 
-class Style(NamedTuple):
-    """How a metric is printed, and which end of it is the good one."""
-
-    decimals: int
-    best: Literal["largest", "smallest"]
-
-
-STYLES: dict[MetricName, Style] = {
-    "spearman": Style(1, "largest"),
-    "ndcg@10": Style(1, "largest"),
-    "accuracy": Style(1, "largest"),
-    "i2t@1": Style(1, "largest"),
-    "i2t@5": Style(1, "largest"),
-    "i2t@10": Style(1, "largest"),
-    "t2i@1": Style(1, "largest"),
-    "t2i@5": Style(1, "largest"),
-    "t2i@10": Style(1, "largest"),
-    "cosine": Style(3, "largest"),
-    "gram_error": Style(4, "smallest"),
-    "pair_order": Style(3, "largest"),
-}
+Key = tuple[str, str]
+"""The set and metric of a column."""
+Values = Mapping[tuple[str, int, str, str], float]
+"""Values by moment, dim, set and metric."""
 
 
-Key = tuple[str, MetricName]
-"""A set and a metric: a column."""
-Values = Mapping[tuple[str, int, str, MetricName], float]
-"""Figures by moment, dim, set and metric."""
+# Storing
+
+
+class ScoreRow(Settings):
+    """A score and its owner."""
+
+    moment: str
+    """A moment of a run ("start", "after 1-fc1"), or the name of a model."""
+    dim: int
+    metric: str
+    set: str
+    value: float
+
+    @field_validator("metric")
+    @classmethod
+    def _is_known(cls, metric: str) -> str:
+        if metric not in metric_styles():
+            raise ConfigError(f"metric {metric!r} is unknown; expected one of {', '.join(metric_styles())}")
+        return metric
+
+
+ROWS: TypeAdapter[list[ScoreRow]] = TypeAdapter(list[ScoreRow])
+
+
+def with_moment(moment: str, scores: Iterable[Score]) -> list[ScoreRow]:
+    """Return the scores as rows of a moment."""
+    return [ScoreRow(moment=moment, **score.model_dump()) for score in scores]
+
+
+def write_scores(rows: Sequence[ScoreRow], path: str | Path) -> None:
+    """Write the rows to `path` as a JSON list, atomically; a missing folder is made."""
+    write_text(Path(path), ROWS.dump_json(list(rows), indent=2).decode() + "\n")
+
+
+def read_scores(path: str | Path) -> list[ScoreRow]:
+    """Read the rows that `write_scores` wrote.
+
+    Raises:
+        ConfigError: no such file, or it does not hold such rows.
+    """
+    try:
+        return ROWS.validate_json(Path(path).read_bytes())
+    except OSError as error:
+        raise ConfigError(f"the scores in {path} cannot be read: {error.strerror}") from error
+    except ValidationError as error:
+        raise ConfigError(f"{path} does not hold scores: {error.errors()[0]['msg']}") from error
+
+
+class Scoreboard:
+    """All scores of a run."""
+
+    def __init__(self, path: Path, sets: Sequence[SetData]) -> None:
+        self.path = path
+        """The file that stores all of them."""
+        self.sets = sets
+        self.contents = contents(sets)
+        self.rows: list[ScoreRow] = []
+
+    def take(self, name: str, beside: Path, measure: Callable[[], list[ScoreRow]]) -> None:
+        """Add the scores of what is stored at `beside`, kept in a file next to it; measure them first if missing.
+
+        The name of the file includes a hash of the sets, so other sets, or other texts in them, are measured again.
+        """
+        kept = beside.with_name(f"{beside.name}-scores-{self.contents}.json")
+        if not kept.is_file():
+            logger.info("measuring %s", name)
+            with log_progress(f"measuring {name}"):
+                write_scores(measure(), kept)
+        self.rows += read_scores(kept)
+        write_scores(self.rows, self.path)
+
+    def table(self) -> str:
+        """Return all scores as text."""
+        return render(self.rows)
+
+
+# The table
 
 
 @dataclass(frozen=True)
 class Column:
-    """Cells of equal width: the two rows of the head, then the body."""
+    """A column of the table: cells of equal width, two for the head and then the body."""
 
     head: tuple[str, str]
     body: tuple[str, ...]
@@ -60,19 +121,19 @@ class Column:
         return [f"{cell:{align}{self.width}}" for cell in (*self.head, *self.body)]
 
 
-def render(records: Sequence[Record], width: int = 140) -> str:
-    """The records as text: a line for each moment and head, a column for each set and metric.
+def render(rows: Sequence[ScoreRow], width: int = 140) -> str:
+    """Return the rows as text: a line for each moment and head, a column for each set and metric.
 
-    The best figures of a column, as printed, have a star where there is something to compare. Of a record that is
-    given twice the later one counts. What is wider than `width` characters goes into a further table below, as does a
-    column of which most moments have no figure; a table leaves out the moments that it has nothing to say of.
+    The best values of a column, as printed, have a star, if they differ. Of a row that is given twice the later one
+    counts. Columns beyond `width` characters go into a further table below, as does a column in which most moments have
+    no value; a table skips the moments that have no value in it.
     """
-    values = {(record.moment, record.dim, record.set, record.metric): record.value for record in records}
+    values = {(row.moment, row.dim, row.set, row.metric): row.value for row in rows}
     return "\n\n".join(table for keys in _groups(values) for table in _tables(values, keys, width))
 
 
 def _groups(values: Values) -> list[list[Key]]:
-    """Sets and metrics in groups whose moments are the same for the most part: images are measured at few of them."""
+    """Group the columns that share most of their moments: images are measured at few of them."""
     moments: dict[Key, set[str]] = {}
     for moment, _, name, metric in values:
         moments.setdefault((name, metric), set()).add(moment)
@@ -89,21 +150,21 @@ def _groups(values: Values) -> list[list[Key]]:
 
 
 def _tables(values: Values, keys: Sequence[Key], width: int) -> list[str]:
-    """The lines that have a figure in one of these columns; several tables where one would be too wide."""
+    """Return the lines that have a value in one of these columns; several tables if one would be too wide."""
     lines = _by_moment([(moment, dim) for moment, dim, *key in values if tuple(key) in keys])
-    columns = [_figures(*key, [values.get((*line, *key)) for line in lines]) for key in keys]
+    columns = [_column(*key, [values.get((*line, *key)) for line in lines]) for key in keys]
     labels = _labels(lines)
     return [_table(labels, part) for part in _fit(columns, width - len(labels[0]))]
 
 
 def _by_moment(lines: Sequence[tuple[str, int]]) -> list[tuple[str, int]]:
-    """Each line once; the heads of a moment together, otherwise in the order of first appearance."""
+    """Return each line once, the heads of a moment together, otherwise in the order of first appearance."""
     moments = list(dict.fromkeys(moment for moment, _ in lines))
     return sorted(dict.fromkeys(lines), key=lambda line: moments.index(line[0]))
 
 
 def _labels(lines: Sequence[tuple[str, int]]) -> list[str]:
-    """The left edge of the table; a moment's name stands at its first head alone."""
+    """Return the left edge of the table; only the first head of a moment has its name."""
     before = [None, *(moment for moment, _ in lines)]
     moments = Column(
         ("", "moment"),
@@ -113,8 +174,8 @@ def _labels(lines: Sequence[tuple[str, int]]) -> list[str]:
     return [left + GAP + right for left, right in zip(moments.cells("<"), dims.cells(">"), strict=True)]
 
 
-def _figures(name: str, metric: MetricName, values: Sequence[float | None]) -> Column:
-    decimals, best = STYLES[metric]
+def _column(name: str, metric: str, values: Sequence[float | None]) -> Column:
+    decimals, best = metric_styles()[metric]
     texts = [ABSENT if value is None else f"{value:.{decimals}f}" for value in values]
     known = [float(text) for text, value in zip(texts, values, strict=True) if value is not None]
     winner = (max if best == "largest" else min)(known) if len(set(known)) > 1 else None
@@ -123,7 +184,7 @@ def _figures(name: str, metric: MetricName, values: Sequence[float | None]) -> C
 
 
 def _fit(columns: Iterable[Column], width: int) -> list[list[Column]]:
-    """The columns in groups that are each at most `width` wide, or a single column."""
+    """Return the columns in groups that are each at most `width` wide, or a single column."""
     groups: list[list[Column]] = [[]]
     used = 0
     for column in columns:
@@ -139,34 +200,3 @@ def _fit(columns: Iterable[Column], width: int) -> list[list[Column]]:
 def _table(labels: Sequence[str], columns: Sequence[Column]) -> str:
     rows = [GAP.join(row).rstrip() for row in zip(labels, *(column.cells(">") for column in columns), strict=True)]
     return "\n".join([*rows[:2], "-" * max(map(len, rows)), *rows[2:]])
-
-
-logger = logging.getLogger(__name__)
-
-
-class Scoreboard:
-    """The scores of everything that a run measures."""
-
-    def __init__(self, path: Path, sets: Sequence[SetData]) -> None:
-        self.path = path
-        """The file that holds all of them."""
-        self.sets = sets
-        self.contents = contents(sets)
-        self.records: list[Record] = []
-
-    def take(self, what: str, beside: Path, measure: Callable[[], list[Record]]) -> None:
-        """Take in the scores of what lies at `beside`, kept in a file next to it; measure first where that is missing.
-
-        The file is named by the contents of the sets: with other sets, or other texts in them, all is measured anew.
-        """
-        kept = beside.with_name(f"{beside.name}-scores-{self.contents}.json")
-        if not kept.is_file():
-            logger.info("measuring %s", what)
-            with log_progress(f"measuring {what}"):
-                save(measure(), kept)
-        self.records += load(kept)
-        save(self.records, self.path)
-
-    def table(self) -> str:
-        """Everything measured."""
-        return render(self.records)

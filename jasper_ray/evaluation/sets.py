@@ -1,163 +1,235 @@
-"""Evaluation sets as settings."""
+"""The table of evaluation sets: listed in YAML, read once, and scored for every head from one pass through the body.
+
+    - {type: pairs, name: stsb, path: stsb.csv, format: csv, header: false, columns: {left: 0, right: 1, score: 2}}
+    - {type: retrieval, name: cranfield, format: cranfield, documents: cran.all, queries: cran.qry, qrels: cranqrel}
+    - {type: retrieval, name: nfcorpus, format: beir, documents: nfcorpus/corpus.jsonl,
+       queries: nfcorpus/queries.jsonl, qrels: nfcorpus/qrels/test.tsv, query_prompt: s2p_query}
+    - {type: classification, name: banking77, train: train.csv, test: test.csv, format: csv,
+       columns: {text: text, label: category}, train_per_class: 20}
+    - {type: image_captions, name: flickr, images: {format: folder, path: flickr30k}}
+    - {type: zero_shot, name: digits, images: {format: folder, path: "sklearn:digits/test", caption: label},
+       templates: ["a handwritten digit {}", "the number {}, written by hand"]}
+
+Relative paths count from the folder of the YAML file.
+"""
+
+# Shape legend: N texts or images, D size of the vectors.
 
 from __future__ import annotations
 
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, Protocol, TypeAlias, Union, cast
 
-from pydantic import Field, PositiveInt, StrictInt, StrictStr, field_validator, model_validator
+import numpy as np
+import yaml
+from pydantic import Field, ValidationError, create_model
 
-from jasper_ray.config import Settings
-from jasper_ray.sources.pair_settings import PairSource
+from jasper_ray.config import ConfigError, Settings, fingerprint, first_fault
+from jasper_ray.encoders.base import Encoder, known_dim
+from jasper_ray.evaluation.base import ImageRequest, Score, SetData, SetSettings, Style, TextRequest, as_scores
+from jasper_ray.evaluation.classification import ClassificationSet
+from jasper_ray.evaluation.geometry import GEOMETRY
+from jasper_ray.evaluation.image_captions import ImageCaptionSet
+from jasper_ray.evaluation.pairs import PairSet
+from jasper_ray.evaluation.retrieval import RetrievalSet
+from jasper_ray.evaluation.zero_shot import ZeroShotSet
 
-TableFormat = Literal["csv", "tsv", "jsonl"]
-Position = Annotated[StrictInt, Field(ge=0)]
-Column = Position | StrictStr
-Name = Annotated[str, Field(min_length=1)]
-ClassName = Annotated[str, Field(min_length=1, coerce_numbers_to_str=True)]
-
-
-class PairColumns(Settings):
-    """Where a row holds its two sentences and their score: column names, or positions counted from 0."""
-
-    left: Column
-    right: Column
-    score: Column
-
-
-class LabelColumns(Settings):
-    """Where a row holds its text and its class: column names, or positions counted from 0."""
-
-    text: Column
-    label: Column
+EVALUATION_SETS: dict[str, type[SetSettings]] = {
+    "pairs": PairSet,
+    "retrieval": RetrievalSet,
+    "classification": ClassificationSet,
+    "image_captions": ImageCaptionSet,
+    "zero_shot": ZeroShotSet,
+}
+"""Every kind of evaluation set, by its `type`. A new kind is one file and one row here."""
 
 
-class _TableSet(Settings):
-    """What sets that are read from rows have in common."""
-
-    name: Name
-    """Name in reports; unique among the sets."""
-    format: TableFormat
-    """csv (RFC 4180), tsv (no quoting), or jsonl (one object a line)."""
-    header: bool = True
-    """Whether the first row of a csv or tsv file names the columns."""
-    prompt: str | None = None
-    """Name of the prompt put before every text; a model that has no prompts at all gets the texts bare."""
-
-    columns: PairColumns | LabelColumns
-    """Which column holds what."""
-
-    @model_validator(mode="after")
-    def _columns_fit_the_format(self) -> _TableSet:
-        named = [isinstance(column, str) for _, column in self.columns]
-        if self.format == "jsonl" and not (self.header and all(named)):
-            raise ValueError("the columns of a jsonl file are named, so `columns` takes names and `header` is left out")
-        if not self.header and any(named):
-            raise ValueError("a file without header has no column names, so `columns` takes positions counted from 0")
-        return self
+def union_of_sets() -> Any:
+    """Return the type of any entry of the table, told apart by `type`."""
+    return Annotated[Union[tuple(EVALUATION_SETS.values())], Field(discriminator="type")]  # noqa: UP007
 
 
-class PairSet(_TableSet):
-    """Sentence pairs with a score: Spearman's rank correlation of the cosines with the scores, x100."""
-
-    type: Literal["pairs"]
-    path: Path
-    """File of the pairs."""
-    columns: PairColumns
-    """Columns of the sentences and the score."""
-    limit: PositiveInt | None = None
-    """Number of pairs used, from the start of the file; all when left out."""
+if TYPE_CHECKING:
+    EvaluationSet: TypeAlias = SetSettings
+else:
+    EvaluationSet = union_of_sets()
 
 
-class RetrievalSet(Settings):
-    """Documents, queries and relevance judgements: nDCG@10, x100."""
-
-    type: Literal["retrieval"]
-    name: Name
-    """Name in reports; unique among the sets."""
-    format: Literal["cranfield", "beir"]
-    """cranfield: .I/.T/.W files, where the judgements count the queries from 1 in the order of their file, codes
-    above 0 are relevant and gains are binary; beir: corpus.jsonl, queries.jsonl and a graded qrels tsv with header."""
-    documents: Path
-    """File of the documents."""
-    queries: Path
-    """File of the queries; those without a relevant document are left out."""
-    qrels: Path
-    """File of the relevance judgements."""
-    query_prompt: str | None = None
-    """Name of the prompt put before queries; a model that has no prompts at all gets them bare."""
-    document_prompt: str | None = None
-    """Name of the prompt put before documents; a model that has no prompts at all gets them bare."""
+def metric_styles() -> dict[str, Style]:
+    """Return the style of every metric that can be measured."""
+    return {**GEOMETRY, **{name: style for kind in EVALUATION_SETS.values() for name, style in kind.METRICS.items()}}
 
 
-class ClassificationSet(_TableSet):
-    """Labelled texts: accuracy of a logistic regression on the vectors, x100."""
-
-    type: Literal["classification"]
-    train: Path
-    """File of the texts that the classifier learns from."""
-    test: Path
-    """File of the texts it is measured on."""
-    columns: LabelColumns
-    """Columns of the text and its class, in both files."""
-    train_per_class: PositiveInt | None = None
-    """Training texts used of each class, those with the smallest hashes; all when left out."""
-    test_per_class: PositiveInt | None = None
-    """Test texts used of each class, chosen in the same way; all when left out."""
+# Listing and reading
 
 
-class _ImageSet(Settings):
-    """What sets of images have in common; a model without vision gets no score on them."""
+def load_sets(path: str | Path) -> tuple[EvaluationSet, ...]:
+    """Return the evaluation sets that the YAML file `path` lists, their paths resolved against its folder.
 
-    name: Name
-    """Name in reports; unique among the sets."""
-    images: PairSource
-    """Where the images and their texts lie."""
-    prompt: str | None = None
-    """Name of the prompt put before every text; a model that has no prompts at all gets the texts bare."""
-
-    @model_validator(mode="after")
-    def _one_place_for_the_prompt(self) -> _ImageSet:
-        if self.images.prompt is not None:
-            raise ValueError(f"`images` has the prompt {self.images.prompt!r}; write it as `prompt` of the set instead")
-        return self
-
-
-class ImageCaptionSet(_ImageSet):
-    """Images and their captions: recall at 1, 5 and 10 of captions by image and of images by caption, x100."""
-
-    type: Literal["image_captions"]
-
-
-class ZeroShotSet(_ImageSet):
-    """Images of known classes: accuracy of taking the class whose texts' mean is the nearest to the image, x100.
-
-    The caption column of `images` holds the class.
+    Raises:
+        ConfigError: no such file, not a YAML list, or an unknown type or field.
     """
-
-    type: Literal["zero_shot"]
-    templates: tuple[str, ...] = Field(min_length=1)
-    """Texts about an image, with {} where the class stands: "a photo of a {}"."""
-    classes: dict[ClassName, ClassName] | None = None
-    """The words that stand for each class in the templates, or a list of classes that are their own words; those that
-    no image has compete too, and classes of the same words are one. By default the classes of the images."""
-
-    @field_validator("templates")
-    @classmethod
-    def _templates_have_a_place_for_the_class(cls, templates: tuple[str, ...]) -> tuple[str, ...]:
-        for template in templates:
-            if "{}" not in template:
-                raise ValueError(
-                    f"the template {template!r} has no {{}} for the class; write it where the class stands"
-                )
-        return templates
-
-    @field_validator("classes", mode="before")
-    @classmethod
-    def _listed_classes_are_their_own_words(cls, value: Any) -> Any:
-        return {str(name): name for name in value} if isinstance(value, list | tuple) else value
+    path = Path(path)
+    entries = _read_yaml(path)
+    if not isinstance(entries, list) or not entries:
+        raise ConfigError(f"{path} holds {str(entries)[:60]!r}, expected a YAML list of evaluation sets")
+    listed = create_model("Listed", __base__=Settings, sets=(tuple[union_of_sets(), ...], ...))
+    try:
+        sets = listed.model_validate({"sets": entries}).sets  # type: ignore[attr-defined]
+    except ValidationError as error:
+        raise ConfigError(f"{path}: {first_fault(error, {'sets': entries}, listed)}") from error
+    return resolve_paths(sets, path.parent.absolute())
 
 
-EvaluationSet = Annotated[
-    PairSet | RetrievalSet | ClassificationSet | ImageCaptionSet | ZeroShotSet, Field(discriminator="type")
-]
+def _read_yaml(path: Path) -> Any:
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"the list of evaluation sets {path} cannot be read: {error}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+
+
+def resolve_paths(sets: Sequence[EvaluationSet], folder: Path) -> tuple[EvaluationSet, ...]:
+    """Return the sets with their relative paths counted from `folder`; assets and URIs stay as they are."""
+    return tuple(settings.resolved(folder) for settings in sets)
+
+
+def read_sets(sets: Sequence[EvaluationSet]) -> tuple[SetData, ...]:
+    """Read and check every set, before any model is loaded.
+
+    Raises:
+        ConfigError: a name given twice, a missing file or column, a score that is no number, a judgement of an unknown
+            document or query, a class of the test file that the training file lacks, a broken image.
+    """
+    for name, count in Counter(settings.name for settings in sets).items():
+        if count > 1:
+            raise ConfigError(f"found {count} evaluation sets of the name {name!r}; give each its own name")
+    return tuple(settings.read() for settings in sets)
+
+
+def contents(sets: Sequence[SetData]) -> str:
+    """Return twelve hex digits that name the contents of the sets: texts, images, prompts and judgements."""
+    return fingerprint(json.loads(json.dumps([asdict(data) for data in sets], default=_plain)))
+
+
+def _plain(value: Any) -> Any:
+    """Return an image as its hash and an array as a list."""
+    return hashlib.sha256(value).hexdigest() if isinstance(value, bytes) else value.tolist()
+
+
+def text_sets(sets: Sequence[SetData]) -> list[SetData]:
+    """Return the sets that need no vision."""
+    return [data for data in sets if not data.needs_vision]
+
+
+# Scoring
+
+
+class SeeingEncoder(Protocol):
+    """An encoder of images."""
+
+    def encode_heads(self, *, images: Sequence[bytes]) -> dict[int, np.ndarray]:
+        """Return the vectors of every size, from one pass through the vision tower and the body."""
+        ...
+
+
+class Kind(NamedTuple):
+    """A kind of input that is encoded in one call: images, or texts behind one prompt."""
+
+    images: bool
+    prompt: str | None
+
+
+def evaluate(encoder: Encoder, sets: Sequence[SetData], dims: Sequence[int] | None = None) -> list[Score]:
+    """Return the scores of each set and head, sets in their order and heads in that of `dims` (None: all).
+
+    An encoder without vision skips sets of images; `skipped_sets` names them. Equal texts or images of a set are
+    encoded once, and the body runs once for all heads.
+
+    Raises:
+        ConfigError: a head or a prompt that the encoder does not have, found before the first text is encoded.
+    """
+    dims = encoder.dims if dims is None else tuple(dims)
+    measured = [data for data in sets if encoder.sees or not data.needs_vision]
+    for dim in dims:
+        known_dim(encoder.dims, dim)
+    check_prompts(encoder.prompts, measured, "the model")
+    return [score for data in measured for score in _evaluate_set(encoder, data, dims)]
+
+
+def skipped_sets(encoder: Encoder, sets: Sequence[SetData]) -> list[str]:
+    """Return the names of the sets of images, if the encoder has no vision."""
+    return [data.name for data in sets if data.needs_vision and not encoder.sees]
+
+
+def check_prompts(prompts: Mapping[str, str], sets: Sequence[SetData], owner: str) -> None:
+    """Refuse sets that ask for a prompt that `owner` does not have; needs no model.
+
+    Raises:
+        ConfigError: names the set and the prompt.
+    """
+    for data in sets:
+        for request in data.requests:
+            _kind(prompts, request, data.name, owner)
+
+
+def _evaluate_set(encoder: Encoder, data: SetData, dims: Sequence[int]) -> list[Score]:
+    encoded = _encode(encoder, data, dims)
+    values = {dim: data.score(*(vectors[dim] for vectors in encoded)) for dim in dims}
+    return [score for dim in dims for score in as_scores(data.name, dim, values[dim])]
+
+
+def _encode(encoder: Encoder, data: SetData, dims: Sequence[int]) -> list[dict[int, np.ndarray]]:
+    """Return the vectors `[N, D]` of each request by head; each different text or image is encoded once."""
+    asked = [(_kind(encoder.prompts, request, data.name), _items(request)) for request in data.requests]
+    rows: dict[Kind, dict[Hashable, int]] = {}
+    for kind, items in asked:
+        known = rows.setdefault(kind, {})
+        for item in items:
+            known.setdefault(item, len(known))
+    vectors = {kind: _heads(encoder, list(known), kind, dims) for kind, known in rows.items()}
+    encoded = []
+    for kind, items in asked:
+        places_N = [rows[kind][item] for item in items]
+        encoded.append({dim: vectors[kind][dim][places_N] for dim in dims})
+    return encoded
+
+
+def _heads(encoder: Encoder, items: Sequence[Any], kind: Kind, dims: Sequence[int]) -> dict[int, np.ndarray]:
+    """Return the vectors by head; of texts, a single head is computed alone."""
+    if kind.images:
+        vectors = cast(SeeingEncoder, encoder).encode_heads(images=items)
+    elif len(dims) == 1:
+        vectors = {dims[0]: encoder.encode(items, kind.prompt, dim=dims[0])}
+    else:
+        vectors = encoder.encode_heads(items, kind.prompt)
+    for dim in dims:
+        if not np.isfinite(vectors[dim]).all():
+            raise FloatingPointError(f"the encoder's {dim}-d vectors hold values that are not finite")
+    return vectors
+
+
+def _items(request: TextRequest | ImageRequest) -> Sequence[Hashable]:
+    return request.images if isinstance(request, ImageRequest) else request.texts
+
+
+def _kind(prompts: Mapping[str, str], request: TextRequest | ImageRequest, name: str, owner: str = "the model") -> Kind:
+    """Return images, or texts with the request's prompt; an encoder that was trained without prompts gets none.
+
+    Some libraries list empty prompts for every model; these count as none.
+    """
+    named = sorted(key for key, text in prompts.items() if text)
+    if isinstance(request, ImageRequest) or request.prompt is None or not named:
+        return Kind(images=isinstance(request, ImageRequest), prompt=None)
+    if request.prompt not in prompts:
+        raise ConfigError(
+            f"evaluation set {name!r} asks for the prompt {request.prompt!r}, but {owner} has {', '.join(named)}; "
+            "name one of these in the set, or remove its prompt"
+        )
+    return Kind(images=False, prompt=request.prompt)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from jasper_ray.config import ConfigError
 from jasper_ray.corpus.order import batches_in_pass
 from jasper_ray.corpus.shards import Shard
-from jasper_ray.evaluation import SetData, check_prompts, needs_vision, of_texts
+from jasper_ray.evaluation import SetData, check_prompts, text_sets
 from jasper_ray.models.student import Student, meta_student
 from jasper_ray.recipe import Recipe, Stage
 
@@ -65,7 +65,7 @@ def students(recipe: Recipe) -> dict[str, Student]:
 def check_measuring(recipe: Recipe, sets: Sequence[SetData]) -> None:
     """Refuse sets that ask for prompts which the student or a teacher does not have: days later is too late."""
     check_prompts(recipe.student.prompts, sets, "the student")
-    of_images = [data.name for data in sets if needs_vision(data)]
+    of_images = [data.name for data in sets if data.needs_vision]
     if of_images and not recipe.student.vision:
         raise ConfigError(
             f"the evaluation sets {', '.join(of_images)} are of images, and no stage teaches the student to see; "
@@ -73,7 +73,7 @@ def check_measuring(recipe: Recipe, sets: Sequence[SetData]) -> None:
         )
     if recipe.evaluation.teachers:
         for teacher in recipe.teachers:
-            check_prompts(teacher.prompts, of_texts(sets), f"teacher {teacher.name!r}")
+            check_prompts(teacher.prompts, text_sets(sets), f"teacher {teacher.name!r}")
 
 
 def check_batches(recipe: Recipe, data: str, shards: Sequence[Shard]) -> None:

@@ -1,22 +1,51 @@
-"""How often images find their captions, and captions their images."""
+"""Images and their captions: how often images find their captions, and captions their images."""
 
 # Shape legend: N pairs, Q queries, C candidates, D size of the vectors, M matches of a query with a candidate.
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 import numpy as np
 
-from jasper_ray.evaluation.metrics import CELLS
-from jasper_ray.evaluation.scores import MetricName
+from jasper_ray.config import ConfigError
+from jasper_ray.evaluation.base import CELLS, ImageRequest, ImageSet, SetData, Style, TextRequest
 
-BY_IMAGE: dict[int, MetricName] = {1: "i2t@1", 5: "i2t@5", 10: "i2t@10"}
-"""Metrics of captions found by images, by how many captions are looked at."""
-BY_CAPTION: dict[int, MetricName] = {1: "t2i@1", 5: "t2i@5", 10: "t2i@10"}
-"""Metrics of images found by captions, by how many images are looked at."""
-_TIE = 1e-6
+BY_IMAGE = {1: "i2t@1", 5: "i2t@5", 10: "i2t@10"}
+"""Metrics of captions found by images, by the number of captions considered."""
+BY_CAPTION = {1: "t2i@1", 5: "t2i@5", 10: "t2i@10"}
+"""Metrics of images found by captions, by the number of images considered."""
+TIE = 1e-6
 """Cosines closer than this are equal: float32 rounds off as much, differently for each size of a product."""
+
+
+@dataclass(frozen=True, eq=False)
+class ImageCaptionData(SetData):
+    """Images and, row by row, their captions."""
+
+    def score(self, images_ND: np.ndarray, captions_ND: np.ndarray) -> dict[str, float]:
+        images, captions = self.requests
+        return recalls(images_ND, captions_ND, captions.texts, images.images)
+
+
+class ImageCaptionSet(ImageSet):
+    """Images and their captions: recall at 1, 5 and 10 of captions by image and of images by caption, x100."""
+
+    METRICS: ClassVar = dict.fromkeys([*BY_IMAGE.values(), *BY_CAPTION.values()], Style())
+
+    type: Literal["image_captions"]
+
+    def read(self) -> ImageCaptionData:
+        images, captions = self.pairs()
+        for kind, different in (("image", set(images)), ("caption", set(captions))):
+            if len(different) < 2:
+                raise ConfigError(
+                    f"evaluation set {self.name!r}: {self.images.path} has {len(different)} different {kind}; "
+                    "a ranking needs at least two"
+                )
+        return ImageCaptionData(self.name, (ImageRequest(images), TextRequest(captions, self.prompt)))
 
 
 def recalls(
@@ -24,14 +53,14 @@ def recalls(
     captions_ND: np.ndarray,
     captions: Sequence[str],
     images: Sequence[Hashable] | None = None,
-) -> dict[MetricName, float]:
-    """The share of queries, x100, that have a match among the 1, 5 and 10 candidates of the highest cosine.
+) -> dict[str, float]:
+    """Return the share of queries, x100, that have a match among the 1, 5 and 10 candidates of the highest cosine.
 
     The rows are pairs of an image and a caption, both as unit vectors. Equal `captions` are one caption, and equal
     `images` (their bytes, hashes or names) one image; when these are None, every row is an image of its own. An image
-    and a caption match where a row pairs them: an image matches whatever is written under it, a caption all images it
-    is written under. Every image is a query among the different captions (`i2t`), every different caption one among
-    the different images (`t2i`); of equal rows the first one's vector counts.
+    and a caption match if a row pairs them, so either can have several matches. Every image is a query among the
+    different captions (`i2t`), every different caption a query among the different images (`t2i`). Of equal rows the
+    vector of the first one counts.
 
     A tie counts against the query: a candidate that does not match goes before a match of the same cosine, so that
     vectors that have collapsed to a point score 0. O(N² D) time, 128 MB of cosines at once.
@@ -39,7 +68,7 @@ def recalls(
     Source: Hodosh, Young and Hockenmaier 2013, https://doi.org/10.1613/jair.3994
 
     Raises:
-        ValueError: no pairs, or another number of them on the two sides.
+        ValueError: no pairs, or a different number of them on the two sides.
         FloatingPointError: a value that is not finite.
     """
     names = range(len(captions)) if images is None else images
@@ -60,8 +89,10 @@ def recalls(
 def first_ranks(
     queries_QD: np.ndarray, candidates_CD: np.ndarray, queries_M: np.ndarray, candidates_M: np.ndarray
 ) -> np.ndarray:
-    """For each query, the rank of its first match, from 1: `[Q]`. Query `queries_M[m]` matches `candidates_M[m]`, and
-    every query has a match; the same match may be given several times."""
+    """Return the rank of each query's first match, from 1: `[Q]`. Query `queries_M[m]` matches `candidates_M[m]`.
+
+    Every query has a match; the same match may be given several times.
+    """
     step = max(1, CELLS // len(candidates_CD))
     ranks = []
     for start in range(0, len(queries_QD), step):
@@ -72,23 +103,23 @@ def first_ranks(
 
 
 def _ranks(scores_QC: np.ndarray, rows_M: np.ndarray, columns_M: np.ndarray) -> np.ndarray:
-    """`first_ranks` from the scores, which are used up."""
+    """Return `first_ranks` from the scores, which are overwritten."""
     best_Q = np.full(len(scores_QC), -np.inf, scores_QC.dtype)
     np.maximum.at(best_Q, rows_M, scores_QC[rows_M, columns_M])
     scores_QC[rows_M, columns_M] = -np.inf
-    return 1 + np.count_nonzero(scores_QC >= best_Q[:, None] - _TIE, axis=1)
+    return 1 + np.count_nonzero(scores_QC >= best_Q[:, None] - TIE, axis=1)
 
 
 def _numbers(names: Sequence[Hashable]) -> np.ndarray:
-    """A number for each name, from 0 in the order of first appearance; equal names have the same."""
+    """Number the names from 0 in the order of first appearance; equal names have the same number."""
     numbers: dict[Hashable, int] = {}
     return np.array([numbers.setdefault(name, len(numbers)) for name in names])
 
 
 def _first_rows(numbers_N: np.ndarray) -> np.ndarray:
-    """Where each number stands first, in the order of the numbers."""
+    """Return the first row of each number, in the order of the numbers."""
     return np.unique(numbers_N, return_index=True)[1]
 
 
-def _shares(ranks_Q: np.ndarray, metrics: dict[int, MetricName]) -> dict[MetricName, float]:
+def _shares(ranks_Q: np.ndarray, metrics: dict[int, str]) -> dict[str, float]:
     return {metric: 100 * float(np.mean(ranks_Q <= depth)) for depth, metric in metrics.items()}
