@@ -1,6 +1,6 @@
-"""Distil large embedding models into small students, and put the students to work, on Ray.
+"""Distil large embedding models into small students, embed corpora with them and serve them, on Ray.
 
-`import jasper_ray` is cheap: a name below loads what it needs (torch, transformers) when it is first used.
+`import jasper_ray` is fast: `load_student` imports torch and transformers when it is first used.
 """
 
 from __future__ import annotations

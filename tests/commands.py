@@ -1,4 +1,4 @@
-"""The commands of `jobs/` in the process of the tests, which has loaded already what takes a new one seconds."""
+"""The commands of `jobs/` in the process of the tests, which has imported torch and Ray already."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ JOBS = Path(__file__).resolve().parent.parent / "jobs"
 
 @dataclass(frozen=True)
 class Ended:
-    """The exit code of a command, and all that it said."""
+    """The exit code of a command, and its output."""
 
     code: object
     out: str
@@ -32,7 +32,7 @@ class Commands:
         monkeypatch.setenv("HF_HUB_OFFLINE", "1")
 
     def run(self, name: str, *words: str) -> Ended:
-        """Run a command to its end, with which the handlers of signals end that it set."""
+        """Run a command to its end, and restore the signal handlers that it replaced."""
         code: object = 0
         self.monkeypatch.setattr(sys, "argv", [str(JOBS / name), *words])
         with signal_handlers_restored():

@@ -1,4 +1,4 @@
-"""What tests share: one local Ray for all that need no Ray of their own, and a small run on it."""
+"""Shared fixtures: one local Ray for all tests that do not start their own, and a small run on it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # several processes share the processor
 LONGEST = ("test_serve", "test_embed", "test_distill", "test_benchmarks", "test_cluster", "test_corpus_pipeline")
 """The files that take longest: begun first, neither of two processes waits for the other at the end."""
 TESTS = str(Path(__file__).parent)
-"""Where workers find what tests have defined."""
+"""The folder in which workers find the modules of tests."""
 
 
 class SharedRay:
@@ -55,7 +55,7 @@ RAY = SharedRay()
 
 @pytest.fixture(scope="session")
 def shared_ray() -> None:
-    """A Ray of four CPUs, which tests that ask for this find running."""
+    """A running Ray of four CPUs."""
 
 
 @pytest.fixture(scope="session")
