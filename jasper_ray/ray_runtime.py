@@ -24,7 +24,7 @@ from jasper_ray.cli import first_line, log_progress, signal_handlers_restored
 from jasper_ray.config import ConfigError, config_message
 
 if TYPE_CHECKING:
-    from ray.data import DataContext
+    from ray.data import DataContext, Dataset, TaskPoolStrategy
 
 logger = logging.getLogger(__name__)
 
@@ -216,3 +216,19 @@ def value_or_reference(value: Callable[[Any], Any], reference: Callable[[Any], A
     """The argument that an operator passes to its actors: a small value itself, else the operator's reference to it."""
     small = len(cloudpickle.dumps(value(operator))) < INLINED_BYTES
     return value(operator) if small else reference(operator)
+
+
+def repartition_with(dataset: Dataset, block_rows: int, num_cpus: float, compute: TaskPoolStrategy) -> Dataset:
+    """Cut a dataset into blocks of exactly `block_rows`, in order, by tasks of a pool that reserve `num_cpus` each.
+
+    Ray's own repartition reserves a whole processor a task, runs as many tasks as blocks wait, and has no setting for
+    either. On a machine that teachers and trainers fill, it would run only after the last teacher; were only the
+    reservation lowered, a process would start for every waiting block. So both are set on its logical operator. Ray
+    2.64 removes `ray_remote_args` from its calls in favour of named ones such as `num_cpus`; if the operator's field
+    goes too, set the one that replaces it.
+    """
+    blocks = dataset.repartition(target_num_rows_per_block=block_rows, strict=True)
+    operator = blocks._logical_plan.dag
+    operator.ray_remote_args["num_cpus"] = num_cpus
+    object.__setattr__(operator, "compute", compute)  # a frozen dataclass
+    return blocks

@@ -16,11 +16,20 @@ import pytest
 from pydantic import ValidationError
 
 from jasper_ray.config import ConfigError
-from jasper_ray.corpus.augmentation import augment, cut, shuffle_words, split_sentences
-from jasper_ray.corpus.mixing import choice_bounds, kept_shares
-from jasper_ray.corpus.rows import Row, chosen, heldout_rows, prepare_rows, smallest_hashes
+from jasper_ray.corpus.prepare import choice_bounds, kept_shares, merge_smallest
 from jasper_ray.corpus.settings import Augmentation, Corpus
-from jasper_ray.corpus.shards import SHARD_SCHEMA, content_hash, load_manifest, read_shard, write_shard
+from jasper_ray.corpus.sharding import Row
+from jasper_ray.corpus.shards import SHARD_SCHEMA, CorpusManifest, content_hash, load_manifest, read_shard, write_shard
+from jasper_ray.corpus.texts import (
+    augment,
+    choice_hashes,
+    chosen,
+    heldout_rows,
+    prepare_rows,
+    shuffle_words,
+    split_into_short_texts,
+    split_sentences,
+)
 from jasper_ray.sources import rows as reader
 from jasper_ray.sources.checks import check_sources
 from jasper_ray.sources.files import find_files
@@ -166,7 +175,7 @@ def test_sentences_end_at_full_width_marks_without_white_space() -> None:
 def test_cut_loses_nothing_and_keeps_to_the_lengths() -> None:
     settings = Augmentation(cut_share=1.0, min_sentences=2, max_sentences=4)
     text = " ".join(sentences())
-    pieces = cut(text, text_id(text), settings, seed=1)
+    pieces = split_into_short_texts(text, text_id(text), settings, seed=1)
     assert " ".join(pieces) == text
     lengths = [len(split_sentences(piece)) for piece in pieces]
     assert set(lengths[:-1]) == {2, 3, 4}
@@ -202,28 +211,28 @@ def test_nothing_is_both_trained_on_and_held_out() -> None:
     # Short texts recur in many documents, so cutting makes texts that are held out as documents of their own.
     settings = corpus(holdout=0.3, augmentation=Augmentation(cut_share=1.0, max_sentences=1))
     rows, counts = prepare_rows(clean([*sentences(), *documents(100)]), settings, seed=0)
-    train = {row.text for row in rows if not row.held_out}
-    held_out = {row.text for row in rows if row.held_out}
+    train = {row.text for row in rows if row.part == "train"}
+    held_out = {row.text for row in rows if row.part == "heldout"}
     assert train
     assert held_out
     assert not train & held_out
     assert counts["clashing"] > 0
     assert (counts["train_found"], counts["heldout_found"]) == (
-        sum(not row.held_out for row in rows), sum(row.held_out for row in rows)
+        sum(row.part == "train" for row in rows), sum(row.part == "heldout" for row in rows)
     )  # fmt: skip
 
 
 def test_held_out_documents_are_whole_and_do_not_change_with_the_seed() -> None:
     cleaned = clean(documents(300))
     settings = corpus(holdout=0.2, augmentation=Augmentation(cut_share=1.0, shuffle_share=1.0))
-    by_seed = [[row for row in prepare_rows(cleaned, settings, seed).rows if row.held_out] for seed in (0, 1)]
+    by_seed = [[row for row in prepare_rows(cleaned, settings, seed)[0] if row.part == "heldout"] for seed in (0, 1)]
     assert by_seed[0] == by_seed[1] == heldout_rows(cleaned, settings)
     assert {row.text for row in by_seed[0]} <= set(documents(300))
     assert len(by_seed[0]) == pytest.approx(60, abs=20)
 
 
 def test_counts_say_what_became_of_every_row() -> None:
-    counts = prepare_rows(clean(["one", None, " ", 3, "two"]), corpus(), seed=0).counts
+    counts = prepare_rows(clean(["one", None, " ", 3, "two"]), corpus(), seed=0)[1]
     assert {name: number for name, number in counts.items() if number} == {
         "read": 5, "null": 1, "empty": 1, "not_text": 1, "train_found": 2
     }  # fmt: skip
@@ -232,8 +241,12 @@ def test_counts_say_what_became_of_every_row() -> None:
 # Mixing
 
 
+def smallest(rows: Iterable[Row], seed: int, limit: int) -> np.ndarray:
+    return merge_smallest([choice_hashes(rows, seed)], limit)
+
+
 def rows_of(texts: Iterable[str]) -> list[Row]:
-    return [Row(text_id(text), text, False) for text in texts]
+    return [Row(text_id(text), text) for text in texts]
 
 
 def test_weights_use_the_scarcest_source_whole() -> None:
@@ -246,11 +259,9 @@ def test_weights_use_the_scarcest_source_whole() -> None:
 def test_a_limit_keeps_exactly_so_many_different_texts() -> None:
     rows = rows_of([*documents(500), *documents(100)])  # a hundred of them twice
     source = Source(path="reports", format="text", limit=200)
-    (bound,) = choice_bounds([source], [len(rows)], [smallest_hashes(rows, 3, 200)])
+    (bound,) = choice_bounds([source], [len(rows)], [smallest(rows, 3, 200)])
     assert len({row.id for row in chosen(rows, bound, 3)}) == 200
-    (unbound,) = choice_bounds(
-        [Source(path="reports", format="text", limit=601)], [600], [smallest_hashes(rows, 3, 601)]
-    )
+    (unbound,) = choice_bounds([Source(path="reports", format="text", limit=601)], [600], [smallest(rows, 3, 601)])
     assert unbound == HASH_END
 
 
@@ -260,7 +271,7 @@ def test_weights_apply_to_what_limits_leave() -> None:
         Source(path="a", format="text", weight=1, limit=400),
         Source(path="b", format="text", weight=1),
     ]
-    bounds = choice_bounds(sources, [800, 100], [smallest_hashes(rows, 0, 400), np.empty(0, dtype=np.uint64)])
+    bounds = choice_bounds(sources, [800, 100], [smallest(rows, 0, 400), np.empty(0, dtype=np.uint64)])
     assert bounds[1] == HASH_END
     assert len(chosen(rows, bounds[0], 0)) == pytest.approx(100, abs=30)
 
@@ -385,10 +396,10 @@ def test_different_rows_have_different_content_hashes() -> None:
 
 def test_a_folder_without_manifest_is_no_corpus(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"found no manifest.json in .*; expected prepared data"):
-        load_manifest(tmp_path)
+        load_manifest(tmp_path, CorpusManifest)
 
 
 def test_a_manifest_of_another_version_is_told_and_not_misread(tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text('{"fingerprint": "a", "colour": "red"}')
-    with pytest.raises(ConfigError, match=r"manifest.json is damaged or of another version .* delete .* anew"):
-        load_manifest(tmp_path)
+    with pytest.raises(ConfigError, match=r"manifest.json is damaged or of another version .* delete .* again"):
+        load_manifest(tmp_path, CorpusManifest)

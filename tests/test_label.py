@@ -8,7 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import ray
-from ray.data import DataContext, ExecutionOptions
+from ray.data import DataContext, ExecutionOptions, TaskPoolStrategy
+from ray.data._internal.execution.operators.input_data_buffer import InputDataBuffer
+from ray.data._internal.planner.plan_udf_map_op import plan_streaming_repartition_op
 from small_run import SmallRun
 
 from jasper_ray.config import ConfigError
@@ -17,7 +19,7 @@ from jasper_ray.corpus.shards import read_shard
 from jasper_ray.encoders import HashEncoder
 from jasper_ray.labelling.labeller import Labeller
 from jasper_ray.labelling.target_cache import TargetCache
-from jasper_ray.ray_runtime import own_device, plain_errors, ray_session
+from jasper_ray.ray_runtime import own_device, plain_errors, ray_session, repartition_with
 from jasper_ray.teachers import SentenceTransformerTeacher
 
 pytestmark = pytest.mark.slow
@@ -54,7 +56,7 @@ def broken(*_: object, **__: object) -> None:
 @on_ray
 def test_a_stream_is_the_plan_row_by_row_labelled_or_read(small: SmallRun, labeller: Labeller) -> None:
     visits = list(plan_visits(small.shards, seed=5, batch_size=16, first_step=3, last_step=50))
-    shards = {visit.file: read_shard(labeller.corpus / visit.file) for visit in visits}
+    shards = {visit.file: read_shard(labeller.folder / visit.file) for visit in visits}
     texts = [shards[visit.file]["text"][int(index)].as_py() for visit in visits for index in row_order(visit)]
     for labelled in (True, False):  # by the pools, then read from the cache
         dataset = labeller.stream(visits, block_rows=8)
@@ -66,6 +68,19 @@ def test_a_stream_is_the_plan_row_by_row_labelled_or_read(small: SmallRun, label
         found = np.concatenate([block["vector:b"] for block in blocks])
         np.testing.assert_allclose(found, HashEncoder(16).encode(texts), atol=1e-3)
         assert all(any((block[f"seconds:{name}"] > 0).any() for block in blocks) == labelled for name in "ab")
+
+
+@on_ray
+def test_ray_cuts_blocks_by_the_tasks_that_are_set() -> None:
+    pool = TaskPoolStrategy(2)
+    dataset = repartition_with(ray.data.range(10, override_num_blocks=4), 3, 0.05, pool)
+    rows = InputDataBuffer(dataset.context, [])
+    operator = plan_streaming_repartition_op(dataset._logical_plan.dag, [rows], dataset.context)
+    assert operator._ray_remote_args["num_cpus"] == 0.05
+    assert operator.get_max_concurrency_limit() == 2
+    dataset.context.execution_options.preserve_order = True
+    blocks = [batch["id"].tolist() for batch in dataset.iter_batches(batch_size=None)]
+    assert blocks == [[0, 1, 2], [3, 4, 5], [6, 7, 8], [9]]
 
 
 @on_ray

@@ -18,13 +18,20 @@ from picture_files import bomb, digits, photo, written
 from pydantic import TypeAdapter, ValidationError
 
 from jasper_ray.config import ConfigError
-from jasper_ray.corpus.pair_shards import PAIR_SHARD_SCHEMA, load_pair_manifest, read_pair_shard, write_pair_shard
 from jasper_ray.corpus.settings import Images
+from jasper_ray.corpus.shards import PAIR_SHARD_SCHEMA, PairManifest, load_manifest, read_shard, write_shard
 from jasper_ray.images import BadImage
 from jasper_ray.sources.hashing import image_id, pair_id
-from jasper_ray.sources.pair_checks import check_pair_sources
-from jasper_ray.sources.pair_settings import PairSource
-from jasper_ray.sources.pairs import PAIR_SCHEMA, READ_ROWS, fill_pairs, find_pair_files, read_pairs, scan_pairs
+from jasper_ray.sources.pairs import (
+    PAIR_SCHEMA,
+    READ_ROWS,
+    check_pair_sources,
+    fill_pairs,
+    find_pair_files,
+    read_pairs,
+    scan_pairs,
+)
+from jasper_ray.sources.settings import PairSource
 
 WRITERS: dict[str, Callable[[Sequence[FilePair], Path], dict[str, Any]]] = {
     "parquet": write_parquet,
@@ -64,7 +71,7 @@ def usable(values: dict[str, Any]) -> list[FilePair]:
 
 
 def reasons(values: dict[str, Any]) -> dict[str, str]:
-    """The reason of each pair that is set aside, by its origin."""
+    """The reason of each rejected pair, by its origin."""
     return {row["origin"]: row["reason"] for row in rows(values) if row["reason"] is not None}
 
 
@@ -86,7 +93,7 @@ def test_a_pair_without_image_or_caption_has_a_reason(form: str, tmp_path: Path)
     assert usable(values) == list(digits()[:40])
     assert Counter(reasons(values).values()) == {"missing": 1, "no_caption": 3}
     assert not any(row["image"] or row["caption"] for row in rows(values) if row["reason"])
-    with pytest.raises(ConfigError, match=r"source 'pairs', .*: the pair cannot be used \(missing\); mend it"):
+    with pytest.raises(ConfigError, match=r"source 'pairs', .*: the pair cannot be used \(missing\); fix"):
         list(read_pairs(source(**values)))
 
 
@@ -346,13 +353,13 @@ def test_a_shard_is_read_as_it_was_written(tmp_path: Path) -> None:
         },
         PAIR_SHARD_SCHEMA,
     )
-    shard = write_pair_shard(table, tmp_path, "train")
+    shard = write_shard(table, tmp_path, "train")
     assert shard.file == f"train/{shard.sha256[:16]}.parquet"
-    assert read_pair_shard(tmp_path / shard.file).equals(table)
-    assert write_pair_shard(table, tmp_path, "train") == shard
-    assert write_pair_shard(table.slice(1), tmp_path, "train").sha256 != shard.sha256
+    assert read_shard(tmp_path / shard.file).equals(table)
+    assert write_shard(table, tmp_path, "train") == shard
+    assert write_shard(table.slice(1), tmp_path, "train").sha256 != shard.sha256
 
 
 def test_a_folder_without_manifest_holds_no_pairs(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"found no manifest.json in .*; expected prepared data"):
-        load_pair_manifest(tmp_path)
+        load_manifest(tmp_path, PairManifest)

@@ -17,10 +17,11 @@ from picture_files import bomb, digits, palette_with_alpha, photo, written
 from ray.data import DataContext
 
 from jasper_ray.config import ConfigError
-from jasper_ray.corpus.pair_sharding import drop_duplicates
-from jasper_ray.corpus.pair_shards import PairManifest, load_pair_manifest, read_pair_shard
-from jasper_ray.corpus.prepare_pairs import prepare_pairs
+from jasper_ray.corpus.images import IMAGES
+from jasper_ray.corpus.prepare import prepare
 from jasper_ray.corpus.settings import Images
+from jasper_ray.corpus.sharding import drop_duplicates
+from jasper_ray.corpus.shards import PairManifest, load_manifest, read_shard
 from jasper_ray.images import decode
 from jasper_ray.sources.hashing import image_id, is_held_out, pair_id, sort_key
 
@@ -28,7 +29,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("shared_ray")]
 
 
 def odd(index: int) -> list[FilePair]:
-    """Six kinds of odd images, two of which are of use; each is another one for another index."""
+    """Six kinds of odd images, two of which are usable; every index gives other ones."""
     image = photo(100 + index, 80)
     return [
         (written(image, "JPEG")[: 1500 + index], f"a cut photo, {index}"),
@@ -73,7 +74,7 @@ def images(*sources: dict[str, Any], **settings: object) -> Images:
 
 
 def rows_of(manifest: PairManifest, folder: Path, part: str = "train") -> list[dict[str, Any]]:
-    return [row for shard in getattr(manifest, part) for row in read_pair_shard(folder / shard.file).to_pylist()]
+    return [row for shard in getattr(manifest, part) for row in read_shard(folder / shard.file).to_pylist()]
 
 
 def pairs_of(manifest: PairManifest, folder: Path, part: str = "train") -> set[FilePair]:
@@ -93,7 +94,7 @@ def prepared(sources: dict[str, dict[str, Any]], tmp_path_factory: pytest.TempPa
     found = {}
     for form, source in sources.items():
         folder = tmp_path_factory.mktemp(form)
-        found[form] = prepare_pairs(images({**source, "prompt": "s2p_query"}, holdout=0.2), folder, seed=3), folder
+        found[form] = prepare(IMAGES, images({**source, "prompt": "s2p_query"}, holdout=0.2), folder, seed=3), folder
     return found
 
 
@@ -147,7 +148,9 @@ def test_no_image_is_both_trained_on_and_held_out(tmp_path: Path) -> None:
     pairs = [
         (image, f"{caption}, {text}") for text in ("small", "grey", "on paper") for image, caption in digits()[:150]
     ]
-    manifest = prepare_pairs(images(write_parquet(pairs, tmp_path / "pairs.parquet"), holdout=0.3), tmp_path / "run", 0)
+    manifest = prepare(
+        IMAGES, images(write_parquet(pairs, tmp_path / "pairs.parquet"), holdout=0.3), tmp_path / "run", 0
+    )
     train = {image for image, _ in pairs_of(manifest, tmp_path / "run")}
     heldout = {image for image, _ in pairs_of(manifest, tmp_path / "run", "heldout")}
     assert train | heldout == {image for image, _ in digits()[:150]}
@@ -173,7 +176,7 @@ def test_the_result_does_not_depend_on_blocks(
     context = DataContext.get_current()
     usual, context.target_max_block_size = context.target_max_block_size, 60_000
     try:
-        again = prepare_pairs(settings, tmp_path, seed=3)
+        again = prepare(IMAGES, settings, tmp_path, seed=3)
     finally:
         context.target_max_block_size = usual
     assert again == prepared["parquet"][0]
@@ -186,7 +189,9 @@ def test_equal_pairs_are_kept_once_and_counted(tmp_path: Path) -> None:
     context = DataContext.get_current()
     usual, context.target_max_block_size = context.target_max_block_size, 20_000
     try:
-        manifest = prepare_pairs(images({**first, "prompt": "a"}, {**second, "prompt": "b"}), tmp_path / "run", seed=0)
+        manifest = prepare(
+            IMAGES, images({**first, "prompt": "a"}, {**second, "prompt": "b"}), tmp_path / "run", seed=0
+        )
     finally:
         context.target_max_block_size = usual
     assert pairs_of(manifest, tmp_path / "run") == set(digits()[:250])
@@ -201,7 +206,7 @@ def test_held_out_pairs_beyond_the_limit_are_left_out(
 ) -> None:
     whole, folder = prepared["parquet"]
     source = {**sources["parquet"], "prompt": "s2p_query"}
-    manifest = prepare_pairs(images(source, holdout=0.2, heldout_limit=10), tmp_path, seed=3)
+    manifest = prepare(IMAGES, images(source, holdout=0.2, heldout_limit=10), tmp_path, seed=3)
     assert rows_of(manifest, tmp_path, "heldout") == rows_of(whole, folder, "heldout")[:10]
     assert len(list((tmp_path / "heldout").iterdir())) == len(manifest.heldout) < len(whole.heldout)
     assert manifest.train == whole.train
@@ -212,7 +217,7 @@ def test_held_out_pairs_beyond_the_limit_are_left_out(
 def test_a_limit_chooses_by_hash_whatever_the_format(sources: dict[str, dict[str, Any]], tmp_path: Path) -> None:
     forms = ("folder", "webdataset")
     limited = [
-        prepare_pairs(images({**sources[form], "limit": 100}, bad_share=1), tmp_path / form, seed=0) for form in forms
+        prepare(IMAGES, images({**sources[form], "limit": 100}, bad_share=1), tmp_path / form, seed=0) for form in forms
     ]
     for manifest, form in zip(limited, forms, strict=True):
         (source,) = manifest.sources
@@ -226,18 +231,18 @@ def test_too_many_bad_pairs_stop_the_run_with_their_list(
     sources: dict[str, dict[str, Any]], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     message = (
-        r"^36 of 360 pairs are of no use and were set aside \(9 \w+, 9 \w+, 9 \w+, 9 \w+\), more than the share of "
+        r"^36 of 360 pairs are unusable and were rejected \(9 \w+, 9 \w+, 9 \w+, 9 \w+\), more than the share of "
         r"0.09 that bad_share allows; .*rejected.jsonl lists them"
     )
     with pytest.raises(ConfigError, match=message):
-        prepare_pairs(images(sources["folder"], bad_share=0.09), tmp_path, seed=0)
+        prepare(IMAGES, images(sources["folder"], bad_share=0.09), tmp_path, seed=0)
     assert len(rejected(tmp_path)) == 36
     assert not (tmp_path / "manifest.json").exists()
     with caplog.at_level(logging.WARNING):
-        prepare_pairs(images(sources["folder"], bad_share=0.1), tmp_path, seed=0)
-    assert "36 of 360 pairs are of no use and were set aside" in caplog.text
+        prepare(IMAGES, images(sources["folder"], bad_share=0.1), tmp_path, seed=0)
+    assert "36 of 360 pairs are unusable and were rejected" in caplog.text
     with pytest.raises(ConfigError, match=r"more than the share of 0\.09 that bad_share allows"):
-        prepare_pairs(images(sources["folder"], bad_share=0.09), tmp_path, seed=0)
+        prepare(IMAGES, images(sources["folder"], bad_share=0.09), tmp_path, seed=0)
 
 
 def test_an_archive_that_ends_early_gives_what_came_before(tmp_path: Path) -> None:
@@ -246,7 +251,7 @@ def test_an_archive_that_ends_early_gives_what_came_before(tmp_path: Path) -> No
     whole = (tmp_path / "tars" / "b.tar").read_bytes()
     (tmp_path / "tars" / "b.tar").write_bytes(whole[: len(whole) // 2])
     settings = images({"path": str(tmp_path / "tars"), "format": "webdataset"})
-    manifest = prepare_pairs(settings, tmp_path / "run", seed=0)
+    manifest = prepare(IMAGES, settings, tmp_path / "run", seed=0)
     assert rejected(tmp_path / "run") == [{"source": "tars", "origin": "b.tar", "reason": "broken_archive"}]
     assert 120 < len(rows_of(manifest, tmp_path / "run")) < 180
 
@@ -256,7 +261,7 @@ def test_finished_pairs_are_left_as_they_are(prepared: dict[str, Prepared]) -> N
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
     pool = {"min_size": 1, "max_size": 3}
     other = Images.model_validate({**manifest.images.model_dump(), "bad_share": 0.5, "pool": pool})
-    assert prepare_pairs(other, folder, seed=3) == manifest == load_pair_manifest(folder)
+    assert prepare(IMAGES, other, folder, seed=3) == manifest == load_manifest(folder, PairManifest)
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
     assert len(before) == len(manifest.train) + len(manifest.heldout) + 4
 
@@ -267,21 +272,21 @@ def test_interrupted_pairs_are_finished_with_the_same_shards(
     manifest, folder = prepared["webdataset"]
     (folder / "manifest.json").unlink()
     (folder / manifest.train[0].file).unlink()
-    assert prepare_pairs(manifest.images, folder, seed=3) == manifest
+    assert prepare(IMAGES, manifest.images, folder, seed=3) == manifest
     assert len(list((folder / "train").iterdir())) == len(manifest.train)
 
 
 def test_other_pairs_in_the_folder_are_refused_with_the_difference(tmp_path: Path) -> None:
     source = write_folder(digits()[:30], tmp_path / "pairs")
     settings = images(source)
-    prepare_pairs(settings, tmp_path / "run", seed=0)
-    with pytest.raises(ConfigError, match=r"images.sources.0.limit was None and is now 5; to prepare them anew"):
-        prepare_pairs(images({**source, "limit": 5}), tmp_path / "run", seed=0)
-    with pytest.raises(ConfigError, match=r"seed was 0 and is now 1; to prepare them anew"):
-        prepare_pairs(settings, tmp_path / "run", seed=1)
+    prepare(IMAGES, settings, tmp_path / "run", seed=0)
+    with pytest.raises(ConfigError, match=r"images.sources.0.limit was None and is now 5; choose another run folder"):
+        prepare(IMAGES, images({**source, "limit": 5}), tmp_path / "run", seed=0)
+    with pytest.raises(ConfigError, match=r"seed was 0 and is now 1; choose another run folder"):
+        prepare(IMAGES, settings, tmp_path / "run", seed=1)
     os.utime(tmp_path / "pairs" / "images" / "7.png", ns=(0, 0))
-    with pytest.raises(ConfigError, match=r"the files of source pairs have changed; to prepare them anew"):
-        prepare_pairs(settings, tmp_path / "run", seed=0)
+    with pytest.raises(ConfigError, match=r"the files of source pairs have changed; choose another run folder"):
+        prepare(IMAGES, settings, tmp_path / "run", seed=0)
 
 
 def test_faults_of_a_source_are_told_as_they_are(tmp_path: Path) -> None:
@@ -289,11 +294,11 @@ def test_faults_of_a_source_are_told_as_they_are(tmp_path: Path) -> None:
     with pytest.raises(
         ConfigError, match=r"^source 'pairs': .* has no column 'photo', it has n, image, caption"
     ) as found:
-        prepare_pairs(images({**source, "image": "photo"}), tmp_path / "run", seed=0)
+        prepare(IMAGES, images({**source, "image": "photo"}), tmp_path / "run", seed=0)
     assert "\n" not in str(found.value)
     (tmp_path / "pairs.parquet").write_bytes(b"PAR1 but no more")
     with pytest.raises(ConfigError, match=r"pairs.parquet cannot be read as parquet"):
-        prepare_pairs(images(source), tmp_path / "run", seed=0)
+        prepare(IMAGES, images(source), tmp_path / "run", seed=0)
 
 
 def test_a_source_without_pairs_is_refused(tmp_path: Path) -> None:
@@ -301,9 +306,9 @@ def test_a_source_without_pairs_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
         ConfigError, match=r"no pair to train on \(pairs: 1 read, 1 empty\); change path, image or caption"
     ):
-        prepare_pairs(images(source, bad_share=1), tmp_path / "run", seed=0)
-    with pytest.raises(ConfigError, match="none of 20 pairs fell into that share; raise the images' holdout"):
-        prepare_pairs(images(write_folder(digits()[:20], tmp_path / "few"), holdout=1e-6), tmp_path / "run", seed=0)
+        prepare(IMAGES, images(source, bad_share=1), tmp_path / "run", seed=0)
+    with pytest.raises(ConfigError, match=r"none of 20 pairs fell into that share; raise images.holdout"):
+        prepare(IMAGES, images(write_folder(digits()[:20], tmp_path / "few"), holdout=1e-6), tmp_path / "run", seed=0)
 
 
 def test_what_was_set_aside_is_never_taken_for_a_duplicate() -> None:

@@ -31,16 +31,14 @@ from small_run import (
 
 from jasper_ray import load_student
 from jasper_ray.corpus.order import batches_in_pass
-from jasper_ray.corpus.pair_shards import PAIR_SHARD_SCHEMA, read_pair_shard, write_pair_shard
 from jasper_ray.corpus.settings import Images
-from jasper_ray.corpus.shards import Shard
+from jasper_ray.corpus.shards import PAIR_SHARD_SCHEMA, Shard, write_shard
 from jasper_ray.distill.baselines import measure_tower_ridge
 from jasper_ray.distill.heldout import measure_recall, read_heldout_pairs
 from jasper_ray.distill.run import stream_rows
 from jasper_ray.distill.students import write_sight
 from jasper_ray.evaluation import evaluate, load_sets, read_sets
-from jasper_ray.labelling.labeller import LabelShard, whole_shards
-from jasper_ray.labelling.pair_labeller import PairLabeller
+from jasper_ray.labelling.labeller import Decoding, Labeller, LabelShard, whole_shards
 from jasper_ray.labelling.target_cache import TargetCache
 from jasper_ray.labelling.tasks import Batch, Decode, ReadShard, ReadTargets
 from jasper_ray.models.folder import VISION
@@ -87,7 +85,7 @@ class SeeingRun:
 
     @property
     def read(self) -> ReadShard:
-        return ReadShard(self.pairs, read_pair_shard)
+        return ReadShard(self.pairs)
 
     @property
     def teacher(self) -> OwnTeacher:
@@ -98,11 +96,10 @@ class SeeingRun:
         known = all(cache.holds(shard.sha256) for shard in self.shards)
         return ReadTargets(OWN, cache) if known else LabelShard(self.teacher, cache)
 
-    def labeller(self, cache: TargetCache | None) -> PairLabeller:
+    def labeller(self, cache: TargetCache | None) -> Labeller:
         preprocessing = read_preprocessing(self.start / VISION)
-        return PairLabeller(
-            self.pairs, self.teacher, cache, preprocessing, self.images.pixel_limit, self.images.decoders
-        )
+        decoding = Decoding(preprocessing, self.images.pixel_limit, self.images.decoders)
+        return Labeller((self.teacher,), (cache,), self.pairs, decoding)
 
     def see(self, name: str, **settings: Any) -> StageFolder:
         """Run one stage on images on Ray, captions' vectors made on the way, and return its folder."""
@@ -142,7 +139,7 @@ def write_pairs(images: Images, folder: Path) -> list[Shard]:
     pairs = [(pair.image, pair.caption) for pair in read_pairs(source)]
     rows = [{"id": pair_id(*pair), "image": pair[0], "text": pair[1], "prompt": None} for pair in pairs]
     parts = [rows[first : first + 60] for first in range(0, len(rows), 60)]
-    return [write_pair_shard(pa.Table.from_pylist(part, schema=PAIR_SHARD_SCHEMA), folder, "train") for part in parts]
+    return [write_shard(pa.Table.from_pylist(part, schema=PAIR_SHARD_SCHEMA), folder, "train") for part in parts]
 
 
 @pytest.fixture(scope="module")

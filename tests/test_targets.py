@@ -83,14 +83,14 @@ def test_a_file_cut_short_is_named(cache: TargetCache) -> None:
 def test_a_file_of_other_columns_is_named(cache: TargetCache) -> None:
     cache.folder.mkdir(parents=True)
     pq.write_table(pa.table({"text": ["a"]}), cache.file(SHARD))
-    with pytest.raises(ConfigError, match="has the columns text, and id and vector were expected; delete that file"):
+    with pytest.raises(ConfigError, match="has the columns text, expected id and vector; delete that file"):
         cache.read(SHARD, IDS)
 
 
 @pytest.mark.parametrize("ids", [IDS[:2], [*IDS[:2], "3d" * 8], IDS[::-1], []])
 def test_vectors_of_other_texts_are_refused(cache: TargetCache, ids: list[str]) -> None:
     cache.write(SHARD, IDS, VECTORS_ND)
-    with pytest.raises(ConfigError, match="are about other texts; delete that file"):
+    with pytest.raises(ConfigError, match="belong to other texts; delete that file"):
         cache.read(SHARD, ids)
 
 

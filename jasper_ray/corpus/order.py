@@ -1,8 +1,8 @@
-"""In which order a stage sees its rows, texts or pairs: a pure function of the shards, the seed and the step.
+"""The order of a stage's rows, texts or pairs: a pure function of the shards, the seed and the step.
 
 One pass visits every shard once, in an order drawn for that pass, and each shard's rows in an order drawn for that
-visit. Batches are cut from that sequence one after the other; what is left at the end of a pass and fills no batch
-is dropped. Nothing has to be remembered, so a stage that continues at step s sees exactly the rows it would have seen.
+visit. Batches are cut from that sequence one after the other; rows at the end of a pass that fill no batch are skipped.
+Nothing has to be remembered, so a stage that continues at step s sees exactly the rows it would have seen.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ class Visit:
     """One shard's turn in a stage: rows `skip` to `skip + take` of its drawn order are used."""
 
     file: str
-    """The shard, relative to the corpus folder."""
+    """Path of the shard, relative to the folder of the prepared data."""
     sha256: str
-    """The shard's content."""
+    """Hash of the shard's contents."""
     rows: int
-    """Texts in the shard."""
+    """Rows in the shard."""
     order_seed: int
-    """Draws the order of the rows."""
+    """Seed of the order of the rows."""
     skip: int
-    """Rows at the start that earlier steps have seen."""
+    """Rows at the start of that order that earlier steps have seen."""
     take: int
     """Rows used after those."""
     position: int
@@ -38,7 +38,7 @@ class Visit:
 
 
 def batches_in_pass(shards: Sequence[Shard], batch_size: int, unit: str = "texts") -> int:
-    """Whole batches in one pass; `unit` says in errors what the rows are.
+    """Return the number of whole batches in one pass; `unit` names the rows in errors.
 
     Raises:
         ConfigError: there are fewer rows than one batch.
@@ -52,17 +52,17 @@ def batches_in_pass(shards: Sequence[Shard], batch_size: int, unit: str = "texts
 
 
 def left_over(shards: Sequence[Shard], batch_size: int) -> int:
-    """Rows at the end of a pass that fill no batch, which the pass leaves out; each pass other ones."""
+    """Return the number of rows at the end of a pass that fill no batch; each pass skips other rows."""
     return sum(shard.rows for shard in shards) - batches_in_pass(shards, batch_size) * batch_size
 
 
 def plan_visits(
     shards: Sequence[Shard], *, seed: int, batch_size: int, first_step: int, last_step: int
 ) -> Iterator[Visit]:
-    """The visits that serve the steps from `first_step` up to but not including `last_step`, counted from 0.
+    """Yield the visits of the steps from `first_step` up to but not including `last_step`, counted from 0.
 
     The order depends on the pass and not on the stage: a later stage begins with the rows of the one before, whose
-    vectors may lie in the cache.
+    vectors may be in the cache.
     """
     per_pass = batches_in_pass(shards, batch_size)
     step = first_step
@@ -76,7 +76,7 @@ def plan_visits(
 
 
 def visits_in_pass(shards: Sequence[Shard], key: str, start: int, end: int, base: int) -> Iterator[Visit]:
-    """The visits that give rows `start` to `end` of one pass, whose first row has position `base` in the stage."""
+    """Yield the visits of rows `start` to `end` of one pass, whose first row has position `base` in the stage."""
     first = 0
     for shard in shards:
         skip, stop = max(start - first, 0), min(end - first, shard.rows)
@@ -87,10 +87,10 @@ def visits_in_pass(shards: Sequence[Shard], key: str, start: int, end: int, base
 
 
 def shuffled(shards: Sequence[Shard], key: str) -> list[Shard]:
-    """The shards in an order that only `key` decides."""
+    """Return the shards in an order that only `key` decides."""
     return random.Random(key).sample(list(shards), len(shards))
 
 
 def row_order(visit: Visit) -> np.ndarray:
-    """Indices of the rows that the visit uses, in their order."""
+    """Return the indices of the rows that the visit uses, in their order."""
     return np.random.default_rng(visit.order_seed).permutation(visit.rows)[visit.skip : visit.skip + visit.take]

@@ -1,4 +1,4 @@
-"""Settings of a corpus and of image–caption pairs: sources, hold-out, augmentation, shards."""
+"""Settings of a run's data, texts and image–caption pairs: sources, held-out share, augmentation, shards."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from pydantic import Field, model_validator
 from jasper_ray.config import ConfigError, Settings
 from jasper_ray.images.decode import PIXEL_LIMIT
 from jasper_ray.resources import Pool, TeacherPool
-from jasper_ray.sources.pair_settings import PairSource
-from jasper_ray.sources.settings import Source
+from jasper_ray.sources.settings import PairSource, Source
 from jasper_ray.vectors import Precision
 
 LARGEST_PIXEL_LIMIT = 89_478_485
@@ -21,7 +20,7 @@ class Augmentation(Settings):
     cut_share: float = Field(default=0.0, ge=0, le=1)
     """Share of documents that are cut into short texts; the paper takes 0.30."""
     min_sentences: int = Field(default=1, ge=1)
-    """Fewest sentences of a short text; what remains at a document's end may be shorter."""
+    """Fewest sentences of a short text; the last one of a document may be shorter."""
     max_sentences: int = Field(default=10, ge=1)
     """Most sentences of a short text."""
     shuffle_share: float = Field(default=0.0, ge=0, le=1)
@@ -41,13 +40,13 @@ class Corpus(Settings):
     """The texts of a run: all sources together, mixed, augmented and split into training and held-out texts."""
 
     sources: tuple[Source, ...] = Field(min_length=1)
-    """Where the texts come from. If two sources hold the same text, the earlier one keeps it."""
+    """Sources of the texts. If two sources hold the same text, the earlier one keeps it."""
     holdout: float = Field(default=0.0, ge=0, le=0.5)
     """Share of texts, chosen by the hash of the text, that are kept for evaluation and never trained on."""
     heldout_limit: int = Field(default=1000, ge=1)
-    """At most this many held-out texts are written; the others are left out of training all the same."""
+    """Most held-out texts that are stored; the others are not trained on either."""
     augmentation: Augmentation = Augmentation()
-    """How training texts are augmented; not at all by default."""
+    """Augmentation of training texts; none by default."""
     shard_rows: int = Field(default=1024, ge=1)
     """Texts in one shard file; only the last shard holds fewer."""
 
@@ -66,22 +65,22 @@ class Images(Settings):
     """The image–caption pairs of a run: all sources together, split into training and held-out pairs."""
 
     sources: tuple[PairSource, ...] = Field(min_length=1)
-    """Where the pairs come from. If two sources hold the same pair, the earlier one keeps it."""
+    """Sources of the pairs. If two sources hold the same pair, the earlier one keeps it."""
     holdout: float = Field(default=0.0, ge=0, le=0.5)
     """Share of images, chosen by the hash of their bytes, that are kept for evaluation and never trained on."""
     heldout_limit: int = Field(default=1000, ge=1)
-    """At most this many held-out pairs are kept; the others are left out of training all the same."""
+    """Most held-out pairs that are stored; the others are not trained on either."""
     shard_rows: int = Field(default=256, ge=1)
     """Most pairs in one shard file."""
     pixel_limit: int = Field(default=PIXEL_LIMIT, ge=1, le=LARGEST_PIXEL_LIMIT)
     """Pixels (width times height) of the largest image that is used."""
     bad_share: float = Field(default=0.1, ge=0, le=1)
-    """Largest share of pairs that may be unusable and set aside; above it nothing is trained."""
+    """Largest share of pairs that may be unusable and rejected; above it nothing is trained."""
     decoders: Pool = Pool(max_size=4)
     """Processes that decode images while a stage trains."""
     pool: TeacherPool = TeacherPool()
     """Copies of the student that make the captions' vectors."""
     dtype: Precision = "auto"
-    """Precision in which they compute, `auto`: the one their device is fast in; the vectors leave in float32."""
+    """Precision in which these copies compute; `auto` takes the one their device is fast in. Vectors are float32."""
     batch_size: int = Field(default=32, gt=0)
-    """Captions in one forward pass of theirs."""
+    """Captions in one forward pass of such a copy."""

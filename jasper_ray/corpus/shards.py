@@ -1,9 +1,10 @@
-"""Shards: Parquet files of a fixed number of texts, named by their contents, and the manifest that lists them.
+"""Prepared data on disk: shards, which are Parquet files named by their contents, and the manifest that lists them.
 
 ```
-folder/train/<sha16>.parquet     columns id, text, prompt
+folder/train/<sha16>.parquet     columns id, text, prompt; pairs: text is the caption, image the bytes of its file
 folder/heldout/<sha16>.parquet   the same
-folder/manifest.json             written last: it marks a finished corpus
+folder/rejected.jsonl            pairs: source, origin and reason of every rejected one
+folder/manifest.json             written last: it marks finished data
 ```
 """
 
@@ -18,28 +19,29 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import ValidationError
 
-from jasper_ray.atomic import atomic_file, write_text
+from jasper_ray.atomic import atomic_file
 from jasper_ray.config import ConfigError, Settings
-from jasper_ray.corpus.settings import Corpus
+from jasper_ray.corpus.settings import Corpus, Images
 
 SHARD_SCHEMA = pa.schema([("id", pa.string()), ("text", pa.string()), ("prompt", pa.string())])
+PAIR_SHARD_SCHEMA = pa.schema([*SHARD_SCHEMA, ("image", pa.binary())])
 MANIFEST = "manifest.json"
-AnyManifest = TypeVar("AnyManifest", bound=Settings)
+REJECTED = "rejected.jsonl"
 
 
 class Shard(Settings):
-    """One Parquet file of texts."""
+    """One Parquet file of texts or pairs."""
 
     file: str
-    """Path relative to the corpus folder, with `/`."""
+    """Path relative to the folder of the prepared data, with `/`."""
     rows: int
-    """Texts in the file."""
+    """Rows in the file."""
     sha256: str
     """Hash of ids, texts and prompts (not of the file's bytes, which depend on the Parquet writer); names the file."""
 
 
 class SourceCount(Settings):
-    """What became of one source."""
+    """Counts of one source of texts."""
 
     name: str
     """The source's title."""
@@ -67,11 +69,11 @@ class SourceCount(Settings):
     """Held-out texts written."""
 
 
-class Manifest(Settings):
-    """A prepared corpus: what it was made of and where its texts lie, in training order."""
+class CorpusManifest(Settings):
+    """A prepared corpus: its settings, its counts, and its shards in training order."""
 
     fingerprint: str
-    """Names the contents: corpus settings, seed, and what is known of the source files."""
+    """Names the contents: corpus settings, seed, and the fingerprints of the source files."""
     corpus: Corpus
     """The settings the corpus was made with."""
     seed: int
@@ -88,51 +90,93 @@ class Manifest(Settings):
     """Shards to evaluate on."""
 
 
-def load_manifest(folder: str | Path) -> Manifest:
-    """The manifest of the prepared corpus in `folder`; `ConfigError` if there is none."""
-    return read_manifest(folder, Manifest)
+class PairSourceCount(Settings):
+    """Counts of one source of pairs."""
+
+    name: str
+    """The source's title."""
+    content: str
+    """Fingerprint of the source's files (name, size, modification time for local files)."""
+    read: int
+    """Pairs found: the sum of the counts below, of duplicates and of pairs beyond `heldout_limit`."""
+    left_out: int
+    """Pairs not chosen by the source's limit."""
+    rejected: dict[str, int]
+    """Rejected pairs, by reason."""
+    train: int
+    """Training pairs written."""
+    heldout_found: int
+    """Distinct held-out pairs before `heldout_limit`."""
+    heldout: int
+    """Held-out pairs written."""
 
 
-def read_manifest(folder: str | Path, kind: type[AnyManifest]) -> AnyManifest:
-    """The manifest of a kind that `save_manifest` wrote to `folder`; `ConfigError` where there is none, or another."""
+class PairManifest(Settings):
+    """Prepared pairs: their settings, their counts, and their shards in training order."""
+
+    fingerprint: str
+    """Names the contents: settings, seed, and the fingerprints of the source files."""
+    images: Images
+    """The settings the pairs were made with."""
+    seed: int
+    """The seed of choice and order."""
+    sources: tuple[PairSourceCount, ...]
+    """Counts, in the order of the sources."""
+    rejected: dict[str, int]
+    """Rejected pairs of all sources, by reason; `rejected.jsonl` lists them."""
+    duplicates: int
+    """Pairs dropped because the same image with the same caption was kept."""
+    train: tuple[Shard, ...]
+    """Shards to train on, in order; every one but the last has `shard_rows` rows."""
+    heldout: tuple[Shard, ...]
+    """Shards to evaluate on."""
+
+
+Manifest = TypeVar("Manifest", CorpusManifest, PairManifest)
+
+
+def load_manifest(folder: str | Path, manifest: type[Manifest]) -> Manifest:
+    """Read the manifest of the prepared data in `folder`.
+
+    Raises:
+        ConfigError: there is none, or it is damaged or of another kind.
+    """
     path = Path(folder) / MANIFEST
     if not path.is_file():
         raise ConfigError(f"found no {MANIFEST} in {folder}; expected prepared data: run the recipe that makes them")
     try:
-        return kind.model_validate_json(path.read_text(encoding="utf-8"))
+        return manifest.model_validate_json(path.read_text(encoding="utf-8"))
     except ValidationError as error:
         raise ConfigError(
             f"{path} is damaged or of another version ({error.error_count()} faults); "
-            f"delete {folder} to prepare it anew"
+            f"delete {folder} to prepare it again"
         ) from error
 
 
-def save_manifest(manifest: Settings, folder: Path) -> None:
-    """Write `manifest.json` atomically."""
-    write_text(folder / MANIFEST, manifest.model_dump_json(indent=1))
-
-
 def read_shard(path: str | Path) -> pa.Table:
-    """The rows of one shard: columns id, text, prompt (null: no prompt)."""
-    return pq.read_table(path, columns=SHARD_SCHEMA.names)
+    """Read a shard: columns id, text, prompt (null: no prompt), and image for pairs."""
+    return pq.read_table(path, partitioning=None)
 
 
 def write_shard(table: pa.Table, folder: Path, part: str) -> Shard:
-    """Write `table` (`SHARD_SCHEMA`) to `folder/part/<sha16>.parquet`, atomically; the same rows give the same name."""
-    return write_rows(table.select(SHARD_SCHEMA.names).cast(SHARD_SCHEMA), folder, part, compression="zstd")
+    """Write `folder/part/<sha16>.parquet` atomically; equal rows give the same name.
 
-
-def write_rows(rows: pa.Table, folder: Path, part: str, **options: Any) -> Shard:
-    """`write_shard` for rows that have the columns of `SHARD_SCHEMA` and others; `options` are `pq.write_table`'s."""
+    A table with the column `image` becomes a shard of pairs. Their ids, which are hashed, cover the images too. Images
+    are compressed already, and never repeat, so neither compression nor a dictionary of them would save anything.
+    """
+    pairs = "image" in table.column_names
+    schema = PAIR_SHARD_SCHEMA if pairs else SHARD_SCHEMA
+    options: dict[str, Any] = {"compression": {name: "none" if name == "image" else "zstd" for name in schema.names}}
+    rows = table.select(schema.names).cast(schema)
     digest = content_hash(rows)
     file = f"{part}/{digest[:16]}.parquet"
     with atomic_file(folder / file) as staging:
-        pq.write_table(rows, staging, **options)
+        pq.write_table(rows, staging, **options, use_dictionary=["prompt"] if pairs else True)
     return Shard(file=file, rows=len(rows), sha256=digest)
 
 
 def content_hash(table: pa.Table) -> str:
-    """SHA-256 over ids, texts and prompts, each preceded by its length, so that no two tables share one by chance."""
+    """Return the SHA-256 of ids, texts and prompts; each value is preceded by its length, so no two tables collide."""
     digest = hashlib.sha256()
     for name in SHARD_SCHEMA.names:
         digest.update(b"".join(_framed(table[name].to_pylist())))
@@ -145,8 +189,8 @@ def _framed(values: Iterable[str | None]) -> Iterable[bytes]:
         yield b"-," if value is None else b"%d:%b," % (len(data), data)
 
 
-def first_rows(shards: Sequence[Shard], rows: int) -> list[Shard]:
-    """The first shards that together hold at least `rows` texts; all when there are fewer."""
+def shards_covering(shards: Sequence[Shard], rows: int) -> list[Shard]:
+    """Return the first shards that together hold at least `rows` rows; all if there are fewer."""
     taken: list[Shard] = []
     for shard in shards:
         if sum(each.rows for each in taken) >= rows:

@@ -18,7 +18,7 @@ from jasper_ray.encoders import StudentEncoder, load_student
 from jasper_ray.encoders.precision import precise
 from jasper_ray.evaluation import Score, ScoreRow, with_moment
 from jasper_ray.images import decode
-from jasper_ray.labelling.columns import PIXELS, vector_column
+from jasper_ray.labelling.tasks import PIXELS, vector_column
 from jasper_ray.models.folder import save_student
 from jasper_ray.models.ridge import RidgeFit, set_heads, with_constant
 from jasper_ray.ray_runtime import own_device

@@ -15,15 +15,13 @@ import torch
 from torch import Tensor
 
 from jasper_ray.config import ConfigError
-from jasper_ray.corpus.pair_shards import load_pair_manifest, read_pair_shard
 from jasper_ray.corpus.settings import Images
-from jasper_ray.corpus.shards import MANIFEST, Shard, load_manifest, read_shard
+from jasper_ray.corpus.shards import MANIFEST, CorpusManifest, PairManifest, Shard, load_manifest, read_shard
 from jasper_ray.encoders import Encoder, StudentEncoder, load_student
 from jasper_ray.encoders.precision import precise
 from jasper_ray.evaluation import Score, ScoreRow, SetData, as_scores, evaluate, geometry_scores, recalls, with_moment
-from jasper_ray.labelling.columns import vector_column
 from jasper_ray.labelling.target_cache import TargetCache
-from jasper_ray.labelling.tasks import Batch, read_rows
+from jasper_ray.labelling.tasks import Batch, read_rows, vector_column
 from jasper_ray.ray_runtime import own_device
 from jasper_ray.recipe import load_recipe
 from jasper_ray.run_folder import RunFolder
@@ -72,7 +70,7 @@ def read_heldout(folder: Path) -> HeldOut | None:
     run = RunFolder(folder.absolute())
     if not run.pinned_teachers.is_file():
         raise ConfigError(f"{str(folder)!r} is no run folder: it has no teachers.json; give one that distil wrote")
-    shards = load_manifest(run.corpus).heldout
+    shards = load_manifest(run.corpus, CorpusManifest).heldout
     if not shards:
         return None
     columns = [read_rows(read_shard(run.corpus / shard.file)) for shard in shards]
@@ -110,7 +108,7 @@ def read_heldout_pairs(folder: Path, shards: Sequence[Shard], images: Images) ->
     """The pairs of these shards below `folder`; None when there are none."""
     if not shards:
         return None
-    parts = [read_rows(read_pair_shard(folder / shard.file)) for shard in shards]
+    parts = [read_rows(read_shard(folder / shard.file)) for shard in shards]
     batch = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     return HeldOutPairs(batch, images.pixel_limit)
 
@@ -120,7 +118,7 @@ def heldout_pairs_of(folder: Path) -> HeldOutPairs | None:
     pairs = RunFolder(folder.absolute()).pairs
     if not (pairs / MANIFEST).is_file():  # none, or not prepared to the end
         return None
-    manifest = load_pair_manifest(pairs)
+    manifest = load_manifest(pairs, PairManifest)
     return read_heldout_pairs(pairs, manifest.heldout, manifest.images)
 
 

@@ -17,8 +17,9 @@ from ray.data import Dataset
 
 from jasper_ray.cli import log_progress
 from jasper_ray.corpus.order import batches_in_pass, left_over, plan_visits
-from jasper_ray.corpus.prepare import prepare_corpus, tell_corpus
-from jasper_ray.corpus.shards import Manifest, Shard, first_rows
+from jasper_ray.corpus.prepare import log_prepared, prepare
+from jasper_ray.corpus.shards import CorpusManifest, Shard, shards_covering
+from jasper_ray.corpus.texts import TEXTS
 from jasper_ray.distill.baselines import fit_heads, measure_tower_ridge
 from jasper_ray.distill.heldout import (
     HeldOut,
@@ -34,7 +35,6 @@ from jasper_ray.distill.students import Sight, base_weights, open_sight, write_s
 from jasper_ray.encoders.precision import overridden_precision
 from jasper_ray.evaluation import Scoreboard, SetData, read_sets, text_sets
 from jasper_ray.labelling.labeller import Labeller
-from jasper_ray.labelling.pair_labeller import PairLabeller
 from jasper_ray.labelling.target_cache import TargetCache
 from jasper_ray.ray_runtime import ray_session
 from jasper_ray.recipe import CachedTargets, Recipe, RidgeHeads, Stage
@@ -43,7 +43,7 @@ from jasper_ray.recipe.dry_run import least_resources
 from jasper_ray.recipe.machine import gpus_in_words, with_gpus
 from jasper_ray.run_folder import RunFolder, publish, stage_fingerprints
 from jasper_ray.sources.checks import check_sources
-from jasper_ray.sources.pair_checks import check_pair_sources
+from jasper_ray.sources.pairs import check_pair_sources
 from jasper_ray.teachers import described
 from jasper_ray.training.batches import Feed, ImageFeed, TextFeed
 from jasper_ray.training.job import StageJob, latest_step
@@ -102,15 +102,11 @@ def pinned(recipe: Recipe, teachers: Sequence[dict[str, Any]]) -> Recipe:
     return recipe.model_copy(update={"teachers": tuple(at_commits)})
 
 
-AnyLabeller = Labeller | PairLabeller
-"""Who makes rows of shards what a trainer takes."""
-
-
 @dataclass(frozen=True)
 class StageRows:
     """What a stage sees."""
 
-    labeller: AnyLabeller
+    labeller: Labeller
     shards: Sequence[Shard]
     feed: Feed
 
@@ -124,7 +120,7 @@ class Distillation:
         self.recipe = recipe
         self.run = run
         with log_progress("preparing the corpus"):
-            self.manifest: Manifest = prepare_corpus(recipe.corpus, run.corpus, recipe.seed)
+            self.manifest: CorpusManifest = prepare(TEXTS, recipe.corpus, run.corpus, recipe.seed)
         check_batches(recipe, "texts", self.manifest.train)
         with log_progress("preparing the images"):
             self.sight: Sight | None = open_sight(recipe, run)
@@ -135,7 +131,7 @@ class Distillation:
         self.prints = stage_fingerprints(recipe, teachers, self.manifest.fingerprint, base_weights(recipe), sight)
         self.labeller = self.labeller_in(run.targets(recipe), teachers)
         self.scoreboard = Scoreboard(run.evaluation, sets)
-        tell_corpus(self.manifest)
+        log_prepared(TEXTS, self.manifest)
         self.heldout: HeldOut | None = self.label_first(teachers)
 
     def labeller_in(self, cache: Path | None, teachers: Sequence[dict[str, Any]]) -> Labeller:
@@ -162,7 +158,7 @@ class Distillation:
             return list(train)
         used = set()
         if isinstance(self.recipe.heads_start, RidgeHeads) and not start.is_done:
-            used |= {shard.sha256 for shard in first_rows(train, self.recipe.heads_start.rows)}
+            used |= {shard.sha256 for shard in shards_covering(train, self.recipe.heads_start.rows)}
         for number, stage in enumerate(self.recipe.stages, start=1):
             folder = self.run.stage(number, stage.name, self.prints[number])
             if stage.data == "texts" and not folder.is_done:
@@ -193,7 +189,7 @@ class Distillation:
                 write_start(self.recipe, plain)
             heads = self.recipe.heads_start
             if isinstance(heads, RidgeHeads):
-                shards = first_rows(self.manifest.train, heads.rows)
+                shards = shards_covering(self.manifest.train, heads.rows)
                 logger.info("fitting the heads to %d texts", sum(shard.rows for shard in shards))
                 self.fit(plain, self.labeller.label_shards(shards), heads.regularisation, folder.student)
             else:
@@ -318,7 +314,7 @@ class Distillation:
         return ray.get(task.remote(*arguments))
 
 
-def stream_rows(labeller: AnyLabeller, shards: Sequence[Shard], job: StageJob, first_step: int) -> Dataset:
+def stream_rows(labeller: Labeller, shards: Sequence[Shard], job: StageJob, first_step: int) -> Dataset:
     """The labelled rows of a stage from `first_step` on, in the blocks that its workers take in turn."""
     span = {"first_step": first_step, "last_step": job.total_steps}
     visits = plan_visits(shards, seed=job.seed, batch_size=job.stage.batch_size, **span)

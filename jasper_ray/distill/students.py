@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from jasper_ray.assets import locate
-from jasper_ray.corpus.pair_shards import PairManifest
-from jasper_ray.corpus.prepare_pairs import prepare_pairs
+from jasper_ray.corpus.images import IMAGES
+from jasper_ray.corpus.prepare import log_prepared, prepare
 from jasper_ray.corpus.settings import Images
+from jasper_ray.corpus.shards import PairManifest
 from jasper_ray.distill.heldout import HeldOutPairs, read_heldout_pairs
-from jasper_ray.labelling.pair_labeller import PairLabeller
+from jasper_ray.labelling.labeller import Decoding, Labeller
 from jasper_ray.labelling.target_cache import TargetCache
 from jasper_ray.models.folder import VISION, StudentCard, load_student_folder, save_student
 from jasper_ray.models.identity import folder_digest
@@ -41,9 +41,6 @@ def base_weights(recipe: Recipe) -> str | None:
     return folder_digest(location) if location.is_dir() and not body.random_weights else None
 
 
-logger = logging.getLogger(__name__)
-
-
 class Sight:
     """The images of a run, and the vision encoder that its student gets."""
 
@@ -52,9 +49,9 @@ class Sight:
         self.images = images
         self.vision = vision
         self.run = run
-        self.manifest: PairManifest = prepare_pairs(images, run.pairs, recipe.seed)
+        self.manifest: PairManifest = prepare(IMAGES, images, run.pairs, recipe.seed)
         self.heldout: HeldOutPairs | None = read_heldout_pairs(run.pairs, self.manifest.heldout, images)
-        tell_pairs(self.manifest)
+        log_prepared(IMAGES, self.manifest)
 
     def identity(self) -> dict[str, Any]:
         """What decides, beside the student and the stage, what a stage on images makes."""
@@ -73,16 +70,15 @@ class Sight:
             remote(write_sight, before, self.vision, self.recipe.seed, place)
         return place
 
-    def labeller(self, start: Path) -> PairLabeller:
+    def labeller(self, start: Path) -> Labeller:
         """What makes pixels and captions' vectors for a stage that begins with the student in `start`."""
         targets = self.run.targets(self.recipe)
-        return PairLabeller(
-            pairs=self.run.pairs,
-            teacher=OwnTeacher(start, self.images.pool, self.images.dtype, self.images.batch_size),
-            cache=TargetCache(targets / f"{OWN}-{folder_digest(start)[:12]}-{self.images.dtype}") if targets else None,
-            preprocessing=read_preprocessing(start / VISION),
-            pixel_limit=self.images.pixel_limit,
-            decoders=self.images.decoders,
+        cache = TargetCache(targets / f"{OWN}-{folder_digest(start)[:12]}-{self.images.dtype}") if targets else None
+        return Labeller(
+            teachers=(OwnTeacher(start, self.images.pool, self.images.dtype, self.images.batch_size),),
+            caches=(cache,),
+            folder=self.run.pairs,
+            decoding=Decoding(read_preprocessing(start / VISION), self.images.pixel_limit, self.images.decoders),
         )
 
 
@@ -105,10 +101,3 @@ def tower_weights(vision: VisionSettings) -> str | None:
         return None
     location = Path(locate(vision.base, vision.revision))
     return folder_digest(location) if location.is_dir() else None
-
-
-def tell_pairs(manifest: PairManifest) -> None:
-    """Say how many pairs there are."""
-    train, heldout = (sum(shard.rows for shard in shards) for shards in (manifest.train, manifest.heldout))
-    set_aside = sum(manifest.rejected.values())
-    logger.info("images  %d training pairs, %d held out, %d set aside", train, heldout, set_aside)

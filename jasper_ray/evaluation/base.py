@@ -13,9 +13,9 @@ import pyarrow as pa
 from pydantic import Field, StrictInt, StrictStr, model_validator
 
 from jasper_ray.config import ConfigError, Settings
-from jasper_ray.sources.pair_settings import PairSource
 from jasper_ray.sources.pairs import read_pairs
 from jasper_ray.sources.rows import Rules, records, strict
+from jasper_ray.sources.settings import PairSource
 
 Column = Annotated[StrictInt, Field(ge=0)] | StrictStr
 """The name of a column, or its position counted from 0."""

@@ -1,15 +1,13 @@
-"""The small tasks of labelling: read a shard, read cached vectors, decode images, put rows in order.
+"""Small tasks of labelling: read a shard, read cached vectors, decode images, put rows in order; and their columns.
 
 Nothing here imports torch or a model library, so a process that runs these tasks starts quickly.
 """
 
-# Shape legend: N rows of a shard, D size of a teacher's vectors.
-# Shape legend: N rows of a block, S side of an image in pixels.
+# Shape legend: N rows of a shard or block, D size of a teacher's vectors, S side of an image in pixels.
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -18,23 +16,36 @@ import pyarrow as pa
 from jasper_ray.corpus.order import Visit, row_order
 from jasper_ray.corpus.shards import read_shard
 from jasper_ray.images import Preprocessing, decode
-from jasper_ray.labelling.columns import DECODING, PIXELS, seconds_column, vector_column
 from jasper_ray.labelling.target_cache import TargetCache
 
 Batch = dict[str, np.ndarray]
+
+PIXELS = "pixels"
+"""The column of images' pixels, uint8 `[N, 3, S, S]`."""
+DECODING = "decoding"
+"""Name of the decoding in `seconds_column`."""
+
+
+def vector_column(teacher: str) -> str:
+    """Name the column of a teacher's vectors."""
+    return f"vector:{teacher}"
+
+
+def seconds_column(worker: str) -> str:
+    """Name the column of the seconds that a teacher, or the decoding, took for a row."""
+    return f"seconds:{worker}"
 
 
 class ReadShard:
     """A visit becomes its shard's rows, in the order they are stored."""
 
-    def __init__(self, folder: Path, read: Callable[[Path], pa.Table] = read_shard) -> None:
+    def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.read = read
 
     def __call__(self, batch: Batch) -> Batch:
         if len(batch["file"]) != 1:
             raise AssertionError("a block must hold one visit")
-        table = self.read(self.folder / str(batch["file"][0]))
+        table = read_shard(self.folder / str(batch["file"][0]))
         columns = read_rows(table)
         visit = Visit(
             **{name: values[0].item() if hasattr(values[0], "item") else values[0] for name, values in batch.items()}
@@ -45,20 +56,20 @@ class ReadShard:
 
 
 def read_rows(table: pa.Table) -> Batch:
-    """A shard's rows as arrays; an empty string stands for no prompt."""
+    """Return a shard's rows as arrays; an empty string means no prompt."""
     texts = {name: table[name].fill_null("").to_numpy() for name in ("id", "text", "prompt")}
     return {**texts, "image": table["image"].to_numpy()} if "image" in table.column_names else texts
 
 
 def positions(visit: Visit) -> np.ndarray:
-    """For each stored row, its place in the stage's sequence; -1 for rows that the visit does not use."""
+    """Return the place of each stored row in the stage's sequence; -1 for rows that the visit does not use."""
     positions_N = np.full(visit.rows, -1, dtype=np.int64)
     positions_N[row_order(visit)] = np.arange(visit.position, visit.position + visit.take)
     return positions_N
 
 
 class ReadTargets:
-    """Adds a teacher's vectors from its cache."""
+    """A task that adds a teacher's vectors from its cache."""
 
     def __init__(self, teacher: str, cache: TargetCache) -> None:
         self.teacher = teacher
@@ -70,27 +81,27 @@ class ReadTargets:
 
 
 def with_vectors(batch: Batch, teacher: str, vectors_ND: np.ndarray, seconds: float) -> Batch:
-    """`batch` with a teacher's two columns more."""
+    """Add a teacher's two columns to a batch."""
     rows = len(vectors_ND)
     return {**batch, vector_column(teacher): vectors_ND, seconds_column(teacher): np.full(rows, seconds, np.float32)}
 
 
 def summary(batch: Batch) -> Batch:
-    """One row: how many rows a labelled shard has, and the size of each teacher's vectors."""
+    """Return one row: the number of rows of a labelled shard, and the size of each teacher's vectors."""
     prefix = vector_column("")
     sizes = {name.removeprefix(prefix): column.shape[1] for name, column in batch.items() if name.startswith(prefix)}
     return {name: np.array([number]) for name, number in {"rows": len(batch["id"]), **sizes}.items()}
 
 
 def arrange(batch: Batch) -> Batch:
-    """A shard's rows that its visit uses, in the visit's order."""
+    """Return the rows of a shard that its visit uses, in the visit's order."""
     used = np.flatnonzero(batch["position"] >= 0)
     order = used[np.argsort(batch["position"][used])]
     return {name: column[order] for name, column in batch.items() if name != "shard"}
 
 
 class Decode:
-    """Images of a block become pixels."""
+    """An actor that turns the images of a block into pixels."""
 
     def __init__(self, preprocessing: Preprocessing, pixel_limit: int) -> None:
         self.preprocessing = preprocessing

@@ -1,17 +1,18 @@
-"""From files to image–caption pairs: tables of `PAIR_SCHEMA`, one row for every pair found.
+"""Image–caption pairs from files: tables of `PAIR_SCHEMA`, one row for every pair found.
 
-A row has either an image and a caption, or the reason why it is set aside. Whether the bytes are an image is not looked
-at here, but by `images.decode`.
+A row has either an image and a caption, or the reason to reject it. `images.decode` decides later if the bytes are an
+image.
 
-    scan_pairs: what a file says of its pairs     fill_pairs: the images of those that are files of their own
+    scan_pairs: rows of a file     fill_pairs: the bytes of images that are files of their own
 """
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -19,41 +20,41 @@ import pyarrow.parquet as pq
 from pyarrow import fs
 
 from jasper_ray.config import ConfigError
-from jasper_ray.images.decode import PIXEL_LIMIT, REASONS, BadImage, decode
+from jasper_ray.images.decode import PIXEL_LIMIT, BadImage, decode, fault
 from jasper_ray.sources.checks import check_column, check_text_column
 from jasper_ray.sources.files import SourceFiles, find_files
 from jasper_ray.sources.hashing import choice_hash, limit_bound, pair_id, text_id
-from jasper_ray.sources.pair_settings import FolderPairs, PairSource, ParquetPairs, is_inside
-from jasper_ray.sources.rows import CORPUS, Fault, judge, records, strict
+from jasper_ray.sources.rows import CORPUS, Fault, batches, column_names, judge, records, strict
+from jasper_ray.sources.settings import FolderPairs, PairSource, ParquetPairs, is_inside
 from jasper_ray.sources.tars import BrokenArchive, read_samples
-
-PAIR_REASONS = (*REASONS, "no_caption", "broken_archive")
-"""Why a pair is set aside: its image, a caption that is missing, blank or no text, or an archive that ends early, which
-counts once for all the pairs that would have followed."""
 
 PAIR_SCHEMA = pa.schema(
     [("image", pa.binary()), ("caption", pa.string()), ("origin", pa.string()), ("reason", pa.string())]
 )
-"""`origin`: the file inside its source and the row, counted from 0, the line or the member. Image and caption are null
-in rows with a reason."""
+"""`origin` is the file inside its source, and the row, counted from 0, the line or the member. `reason` is one of
+`images.decode.REASONS`, `no_caption` (missing, blank or no text), or `broken_archive`, which counts once for all pairs
+that would have followed. Image and caption are null in rows with a reason."""
 
 SCAN_SCHEMA = pa.schema([*PAIR_SCHEMA, ("file", pa.string())])
-"""Rows of `PAIR_SCHEMA` before their images are read where these are files of their own: then `file` is its path."""
+"""Rows of `PAIR_SCHEMA`; `file` is the path of an image that is a file of its own and not yet read."""
 
 READ_ROWS = 16
 """Pairs that are handled together; bounds a worker's memory."""
 
-_PAGE_BYTES = 1 << 20
+CHECKED_ROWS = 32
+"""First pairs of a source, at least one of which must be usable."""
+
+PAGE_BYTES = 1 << 20
 
 
 class Pair(NamedTuple):
-    """An image and what it shows."""
+    """An image and its caption."""
 
     image: bytes
-    """The image's file, as found."""
+    """Bytes of the image's file."""
     caption: str
     origin: str
-    """Where it was found: `PAIR_SCHEMA`."""
+    """Place in the source: `PAIR_SCHEMA`."""
 
 
 class Scanned(NamedTuple):
@@ -66,58 +67,16 @@ class Scanned(NamedTuple):
     file: str | None = None
 
 
-def read_pairs(source: PairSource, pixel_limit: int = PIXEL_LIMIT) -> Iterator[Pair]:
-    """Every pair of a source, without Ray; with a limit the same ones in every call.
+def find_pair_files(source: PairSource) -> SourceFiles:
+    """Find the files of pairs; of a folder of images the table of captions, with `content` and `size` of all files.
 
     Raises:
-        ConfigError: the source cannot be read, or one of its pairs cannot be used, and which.
+        ConfigError: there are none, or a folder has no table of captions.
     """
-    files = find_pair_files(source)
-    bound = limit_bound(source.limit, _choices(source, files)) if source.limit else None
-    for pairs in _pairs_of(source, files):
-        kept = pairs if bound is None else pairs.filter(pa.array(choices(pairs, 0) < bound))
-        for row in kept.to_pylist():
-            yield _usable(source, row, pixel_limit)
-
-
-def _pairs_of(source: PairSource, files: SourceFiles) -> Iterator[pa.Table]:
-    for path in files.paths:
-        for table in scan_pairs(source, files, path):
-            yield fill_pairs(table, files)
-
-
-def _choices(source: PairSource, files: SourceFiles) -> np.ndarray:
-    return np.unique(np.concatenate([np.empty(0, np.uint64), *(choices(t, 0) for t in _pairs_of(source, files))]))
-
-
-def _usable(source: PairSource, row: dict[str, Any], pixel_limit: int) -> Pair:
-    where = f"source '{source.title}', {row['origin']}"
-    if row["reason"] is not None:
-        raise ConfigError(f"{where}: the pair cannot be used ({row['reason']}); mend it or leave it out")
-    pair = Pair(row["image"], row["caption"], row["origin"])
-    try:
-        decode(pair.image, pixel_limit)
-    except BadImage as error:
-        raise BadImage(f"{where}: {error}", error.reason) from error
-    return pair
-
-
-def choices(pairs: pa.Table, seed: int) -> np.ndarray:
-    """For each pair the number that a limit chooses by, uint64; a pair that is set aside has that of its origin."""
-    numbers = [choice_hash(_content_id(row), seed) for row in pairs.to_pylist()]
-    return np.array(numbers, dtype=np.uint64)
-
-
-def _content_id(row: dict[str, Any]) -> str:
-    return text_id(row["origin"]) if row["reason"] else pair_id(row["image"], row["caption"])
-
-
-def find_pair_files(source: PairSource) -> SourceFiles:
-    """`find_files`; of a folder of images the table of captions, while `content` and `size` speak of all its files."""
     files = find_files(source)
     if not isinstance(source, FolderPairs):
         return files
-    captions = _join(files.root, source.captions)
+    captions = f"{files.root.rstrip('/')}/{source.captions}"
     if captions not in files.paths:
         raise ConfigError(
             f"source '{source.title}': found no {source.captions} in {source.path}; "
@@ -126,37 +85,111 @@ def find_pair_files(source: PairSource) -> SourceFiles:
     return dataclasses.replace(files, paths=(captions,))
 
 
-def scan_pairs(source: PairSource, files: SourceFiles, path: str) -> Iterator[pa.Table]:
-    """Tables of `SCAN_SCHEMA` from one of the source's files, at most `READ_ROWS` rows each.
+# Whole sources, without Ray
 
-    Raises `ConfigError` if a table of pairs or captions cannot be read or lacks a column, or names a file outside of
-    its folder. An archive that ends early gives a row that says so.
+
+def read_pairs(source: PairSource, pixel_limit: int = PIXEL_LIMIT) -> Iterator[Pair]:
+    """Yield every pair of a source; with a limit the same ones in every call.
+
+    Raises:
+        ConfigError: the source cannot be read, or one of its pairs, which it names, cannot be used.
+    """
+    files = find_pair_files(source)
+    bound = None
+    if source.limit:
+        hashes = [choices(pairs, 0) for pairs in pairs_of(source, files)]
+        bound = limit_bound(source.limit, np.unique(np.concatenate([np.empty(0, np.uint64), *hashes])))
+    for pairs in pairs_of(source, files):
+        kept = pairs if bound is None else pairs.filter(pa.array(choices(pairs, 0) < bound))
+        for row in kept.to_pylist():
+            where = f"source '{source.title}', {row['origin']}"
+            if row["reason"] is not None:
+                raise ConfigError(f"{where}: the pair cannot be used ({row['reason']}); fix or remove it")
+            try:
+                decode(row["image"], pixel_limit)
+            except BadImage as error:
+                raise BadImage(f"{where}: {error}", error.reason) from error
+            yield Pair(row["image"], row["caption"], row["origin"])
+
+
+def pairs_of(source: PairSource, files: SourceFiles) -> Iterator[pa.Table]:
+    for path in files.paths:
+        for table in scan_pairs(source, files, path):
+            yield fill_pairs(table, files)
+
+
+def choices(pairs: pa.Table, seed: int) -> np.ndarray:
+    """Return for each pair the number that a limit chooses by, uint64; a pair with a reason has that of its origin."""
+    ids = [
+        text_id(row["origin"]) if row["reason"] else pair_id(row["image"], row["caption"]) for row in pairs.to_pylist()
+    ]
+    return np.array([choice_hash(row_id, seed) for row_id in ids], dtype=np.uint64)
+
+
+def check_pair_sources(sources: Sequence[PairSource], pixel_limit: int) -> None:
+    """Refuse sources without files, without the named columns, or whose first pairs are all unusable.
+
+    Needs no Ray. Assets are downloaded if they are not in the cache yet. Only the first pairs are read.
+
+    Raises:
+        ConfigError: names the source.
+    """
+    for source in sources:
+        files = find_pair_files(source)
+        if isinstance(source, FolderPairs) and source.captions.endswith(".jsonl"):
+            (path,) = files.paths
+            with files.filesystem.open_input_stream(path) as stream:
+                keys = column_names(stream, "jsonl", path)
+            for setting in ("image", "caption"):
+                check_column(source.title, path, keys, getattr(source, setting), setting)
+        check_first_pairs(source, files, pixel_limit)
+
+
+def check_first_pairs(source: PairSource, files: SourceFiles, pixel_limit: int) -> None:
+    reasons: Counter[str] = Counter()
+    tables = (table for path in files.paths for table in scan_pairs(source, files, path))
+    singles = (fill_pairs(table.slice(index, 1), files) for table in tables for index in range(len(table)))
+    for single in itertools.islice(singles, CHECKED_ROWS):
+        (row,) = single.to_pylist()
+        reason = row["reason"] or fault(row["image"], pixel_limit)
+        if reason is None:
+            return
+        reasons[reason] += 1
+    if not reasons:
+        raise ConfigError(
+            f"source '{source.title}': found no pair in {source.path}; change path or format of the source"
+        )
+    counts = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
+    raise ConfigError(
+        f"source '{source.title}': none of its first {reasons.total()} pairs can be used ({counts}); "
+        "change the source's image, caption or path, or fix its files"
+    )
+
+
+# One file
+
+
+def scan_pairs(source: PairSource, files: SourceFiles, path: str) -> Iterator[pa.Table]:
+    """Yield tables of `SCAN_SCHEMA` from one of the source's files, at most `READ_ROWS` rows each.
+
+    Raises:
+        ConfigError: a table of pairs or captions cannot be read or lacks a column, or names a file outside its folder.
     """
     if isinstance(source, ParquetPairs):
-        rows = _scan_parquet(source, files, path)
+        rows = scan_parquet(source, files, path)
     elif isinstance(source, FolderPairs):
-        rows = _scan_folder(source, files, path)
+        rows = scan_folder(source, files, path)
     else:
-        rows = _scan_tar(files, path, source.image, source.caption)
-    return _tables(rows)
+        rows = scan_tar(files, path, source.image, source.caption)
+    return map(scan_table, batches(rows, READ_ROWS))
 
 
-def _tables(rows: Iterable[Scanned]) -> Iterator[pa.Table]:
-    pending: list[Scanned] = []
-    for row in rows:
-        pending.append(row)
-        if len(pending) == READ_ROWS:
-            yield _table(pending)
-            pending = []
-    if pending:
-        yield _table(pending)
-
-
-def _table(rows: list[Scanned]) -> pa.Table:
+def scan_table(rows: Sequence[Scanned]) -> pa.Table:
     return pa.Table.from_pylist([row._asdict() for row in rows], schema=SCAN_SCHEMA)
 
 
-def _scanned(image: bytes | None, caption: object, origin: str, file: str | None = None) -> Scanned:
+def scanned(image: bytes | None, caption: object, origin: str, file: str | None = None) -> Scanned:
+    """Return the row of a pair, or of the reason why it cannot be used."""
     text = judge(caption)
     if image is None and file is None:
         return Scanned(None, None, origin, "missing")
@@ -165,121 +198,95 @@ def _scanned(image: bytes | None, caption: object, origin: str, file: str | None
     return Scanned(image, text.strip(), origin, None, file)
 
 
-def fill_pairs(table: pa.Table, files: SourceFiles) -> pa.Table:
-    """`PAIR_SCHEMA`: the rows of `scan_pairs`, and the bytes of images that are files of their own."""
-    if table["file"].null_count == len(table):
-        return table.select(PAIR_SCHEMA.names)
-    rows = table.to_pylist()
-    images = _read_files(files, [row["file"] for row in rows if row["file"] is not None])
-    filled = [
-        _scanned(images.get(row["file"]), row["caption"], row["origin"]) if row["file"] is not None else Scanned(**row)
-        for row in rows
-    ]
-    return _table(filled).select(PAIR_SCHEMA.names)
-
-
-def _read_files(files: SourceFiles, names: list[str]) -> dict[str, bytes]:
-    """The bytes of those of the files that are there."""
-    paths = {name: _join(files.root, name) for name in names}
-    infos = files.filesystem.get_file_info(list(paths.values()))
-    return {
-        name: _read_file(files.filesystem, path)
-        for (name, path), info in zip(paths.items(), infos, strict=True)
-        if info.type == fs.FileType.File
-    }
-
-
-def _read_file(filesystem: fs.FileSystem, path: str) -> bytes:
-    try:
-        with filesystem.open_input_stream(path, compression=None) as stream:
-            return bytes(stream.read())
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be read ({error}); change its permissions or leave it out") from error
-
-
-def _join(root: str, path: str) -> str:
-    return f"{root.rstrip('/')}/{path}"
-
-
-# Folders
-
-
-def _scan_folder(source: FolderPairs, files: SourceFiles, path: str) -> Iterator[Scanned]:
+def scan_folder(source: FolderPairs, files: SourceFiles, path: str) -> Iterator[Scanned]:
+    """Yield the rows of a table of captions; a row of a CSV has the line that it would have without line feeds."""
+    form = "jsonl" if source.captions.endswith(".jsonl") else "csv"
     with files.filesystem.open_input_stream(path) as stream:
-        for line, name, caption in _captions(source, stream, path):
+        rows = strict(records(stream, form, [source.image, source.caption], CORPUS), path)
+        for row, (line, (name, caption)) in enumerate(rows, start=2):
+            line = line if form == "jsonl" else row
             origin = f"{files.inside(path)}:{line}"
             if not isinstance(name, str) or not name:
-                yield _scanned(None, caption, origin)
+                yield scanned(None, caption, origin)
                 continue
             if not is_inside(name):
                 raise ConfigError(
                     f"{path}, line {line}, names the image {name!r}; expected a path inside the folder, without ..: "
                     "move the image into the folder and change the line"
                 )
-            yield _scanned(None, caption, f"{origin} {name}", name)
+            yield scanned(None, caption, f"{origin} {name}", name)
 
 
-def _captions(source: FolderPairs, stream: pa.NativeFile, path: str) -> Iterator[tuple[int, object, object]]:
-    """Line, image and caption of each row. (Lines of a CSV are counted as if no text had a line feed.)"""
-    form = "jsonl" if source.captions.endswith(".jsonl") else "csv"
-    rows = strict(records(stream, form, [source.image, source.caption], CORPUS), path)
-    for row, (line, (name, caption)) in enumerate(rows, start=2):
-        yield line if form == "jsonl" else row, name, caption
-
-
-# Parquet
-
-
-def _scan_parquet(source: ParquetPairs, files: SourceFiles, path: str) -> Iterator[Scanned]:
+def scan_parquet(source: ParquetPairs, files: SourceFiles, path: str) -> Iterator[Scanned]:
+    """Yield the rows of a Parquet file page by page: a row group may hold gigabytes of images."""
     columns = list(dict.fromkeys([source.image, source.caption]))
     numbers = itertools.count()
     try:
         with files.filesystem.open_input_file(path) as file:
-            # page by page: a row group, which would else be read whole, may hold gigabytes of images
-            parquet = pq.ParquetFile(file, pre_buffer=False, buffer_size=_PAGE_BYTES)
-            _check_columns(source, path, parquet.schema_arrow)
+            parquet = pq.ParquetFile(file, pre_buffer=False, buffer_size=PAGE_BYTES)
+            check_pair_columns(source, path, parquet.schema_arrow)
             for batch in parquet.iter_batches(READ_ROWS, columns=columns, use_threads=False):
-                found = (batch[source.image].to_pylist(), batch[source.caption].to_pylist(), numbers)
-                for image, caption, number in zip(*found, strict=False):
-                    yield _scanned(_image_bytes(image), caption, f"{files.inside(path)}:{number}")
+                rows = zip(batch[source.image].to_pylist(), batch[source.caption].to_pylist(), numbers, strict=False)
+                for image, caption, number in rows:
+                    value = image.get("bytes") if isinstance(image, dict) else image
+                    data = value if isinstance(value, bytes) else None
+                    yield scanned(data, caption, f"{files.inside(path)}:{number}")
     except (pa.ArrowException, OSError) as error:
         raise ConfigError(
             f"source '{source.title}': {path} cannot be read as parquet ({str(error).splitlines()[0]}); "
-            "write the file anew, or change path or format of the source"
+            "write the file again, or change path or format of the source"
         ) from error
 
 
-def _image_bytes(value: object) -> bytes | None:
-    value = value.get("bytes") if isinstance(value, dict) else value
-    return value if isinstance(value, bytes) else None
-
-
-def _check_columns(source: ParquetPairs, path: str, schema: pa.Schema) -> None:
+def check_pair_columns(source: ParquetPairs, path: str, schema: pa.Schema) -> None:
+    """Refuse a Parquet file without a column of images and one of captions."""
     check_column(source.title, path, schema.names, source.image, "image")
     check_column(source.title, path, schema.names, source.caption, "caption")
     check_text_column(source.title, path, schema, source.caption, "caption")
-    found = schema.field(source.image).type
-    if not _holds_bytes(found):
+    found = kind = schema.field(source.image).type
+    if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
+        kind = kind.field("bytes").type
+    if not (pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind)):
         raise ConfigError(
             f"source '{source.title}': column '{source.image}' of {path} holds {found}, expected the bytes of images "
             "(binary, or a struct with binary bytes); change the source's image"
         )
 
 
-def _holds_bytes(found: pa.DataType) -> bool:
-    if pa.types.is_struct(found) and found.get_field_index("bytes") >= 0:
-        found = found.field("bytes").type
-    return bool(pa.types.is_binary(found) or pa.types.is_large_binary(found) or pa.types.is_binary_view(found))
-
-
-# Archives
-
-
-def _scan_tar(files: SourceFiles, path: str, image: str | None, caption: str) -> Iterator[Scanned]:
+def scan_tar(files: SourceFiles, path: str, image: str | None, caption: str) -> Iterator[Scanned]:
+    """Yield the rows of a tar archive; one that ends early gives a last row with the reason `broken_archive`."""
     name = files.inside(path)
-    with files.filesystem.open_input_stream(path, compression=None) as stream:  # tarfile sees for itself
+    with files.filesystem.open_input_stream(path, compression=None) as stream:  # tarfile decompresses it
         try:
             for sample in read_samples(stream, path, image, caption):
-                yield _scanned(sample.image, sample.caption, f"{name}:{sample.stem}")
+                yield scanned(sample.image, sample.caption, f"{name}:{sample.stem}")
         except BrokenArchive:
             yield Scanned(None, None, name, "broken_archive")
+
+
+def fill_pairs(table: pa.Table, files: SourceFiles) -> pa.Table:
+    """Return rows of `scan_pairs` as `PAIR_SCHEMA`, with the bytes of images that are files of their own.
+
+    Raises:
+        ConfigError: such a file is there and cannot be read.
+    """
+    if table["file"].null_count == len(table):
+        return table.select(PAIR_SCHEMA.names)
+    rows = [Scanned(**row) for row in table.to_pylist()]
+    paths = {row.file: f"{files.root.rstrip('/')}/{row.file}" for row in rows if row.file is not None}
+    infos = files.filesystem.get_file_info(list(paths.values()))
+    images = {
+        name: read_file(files.filesystem, path)
+        for (name, path), info in zip(paths.items(), infos, strict=True)
+        if info.type == fs.FileType.File
+    }
+    filled = [row if row.file is None else scanned(images.get(row.file), row.caption, row.origin) for row in rows]
+    return scan_table(filled).select(PAIR_SCHEMA.names)
+
+
+def read_file(filesystem: fs.FileSystem, path: str) -> bytes:
+    try:
+        with filesystem.open_input_stream(path, compression=None) as stream:
+            return bytes(stream.read())
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read ({error}); change its permissions or remove its row") from error

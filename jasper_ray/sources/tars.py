@@ -16,14 +16,14 @@ IMAGE_EXTENSIONS = frozenset(("jpg", "jpeg", "jpe", "jfif", "png", "gif", "webp"
 
 
 class BrokenArchive(Exception):
-    """An archive that ends early or is damaged, or no archive at all."""
+    """An archive that ends early or is damaged, or a file that is no archive."""
 
 
-class _Member(tarfile.TarInfo):
-    """A member whose header must be whole: by itself tarfile takes a damaged or missing one for the archive's end."""
+class StrictMember(tarfile.TarInfo):
+    """A member with a valid header: tarfile alone takes a damaged or missing one for the archive's end."""
 
     @classmethod
-    def fromtarfile(cls, archive: tarfile.TarFile) -> _Member:
+    def fromtarfile(cls, archive: tarfile.TarFile) -> StrictMember:
         try:
             return super().fromtarfile(archive)
         except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
@@ -34,20 +34,20 @@ class _Member(tarfile.TarInfo):
 
 @dataclass
 class Sample:
-    """What was found under one stem."""
+    """The members of one stem."""
 
     stem: str
     """Path and name of the members up to the name's first dot."""
     image: bytes | None = None
     image_extension: str = ""
     captioned: bool = False
-    """Whether there is a member for the caption."""
+    """True if there is a member for the caption."""
     caption: object = None
-    """Text, or what stands at the key of the JSON member; None if it cannot be read."""
+    """Text, or the value at the key of the JSON member; None if it cannot be read."""
 
     @property
     def found(self) -> bool:
-        """Whether there is anything of a pair here: archives may hold other files too."""
+        """True if it holds a part of a pair: archives may hold other files too."""
         return self.image is not None or self.captioned
 
     @property
@@ -56,7 +56,7 @@ class Sample:
 
 
 def read_samples(stream: pa.NativeFile, path: str, image: str | None, caption: str) -> Iterator[Sample]:
-    """The samples of an open archive, one after the other, compressed by gzip or bzip2 or not at all.
+    """Yield the samples of an open archive, compressed by gzip or bzip2 or not at all.
 
     image: extension of the member that is the image; None takes the one with an image's extension. caption: extension
     of the member that is the caption, or `json:KEY`.
@@ -67,12 +67,12 @@ def read_samples(stream: pa.NativeFile, path: str, image: str | None, caption: s
     """
     sample = Sample("")
     try:
-        for stem, extension, data in _members(stream, image, caption):
+        for stem, extension, data in read_members(stream, image, caption):
             if stem != sample.stem:
                 if sample.found:
                     yield sample
                 sample = Sample(stem)
-            _add(sample, extension, data, path, image, caption)
+            add_member(sample, extension, data, path, image, caption)
     except (BrokenArchive, tarfile.TarError, EOFError, zlib.error) as error:
         if sample.whole:
             yield sample
@@ -81,48 +81,45 @@ def read_samples(stream: pa.NativeFile, path: str, image: str | None, caption: s
         yield sample
 
 
-def _members(stream: pa.NativeFile, image: str | None, caption: str) -> Iterator[tuple[str, str, bytes]]:
-    """Stem, extension and bytes of the members that images and captions may be in."""
-    with tarfile.open(fileobj=stream, mode="r|*", tarinfo=_Member) as archive:
+def read_members(stream: pa.NativeFile, image: str | None, caption: str) -> Iterator[tuple[str, str, bytes]]:
+    """Yield stem, lower-case extension and bytes of the members that may be images or captions."""
+    with tarfile.open(fileobj=stream, mode="r|*", tarinfo=StrictMember) as archive:
         for member in archive:
             archive.members.clear()  # type: ignore[attr-defined]  # else a million passed members fill a gigabyte
-            stem, extension = _split(member.name)
-            wanted = _is_image(extension, image) or _has_extension(extension, caption.partition(":")[0])
-            if member.isfile() and stem and wanted:
+            folder, sign, name = member.name.removeprefix("./").rpartition("/")
+            stem, _, extension = name.partition(".")
+            extension = extension.lower()
+            used = is_image(extension, image) or has_extension(extension, caption.partition(":")[0])
+            if member.isfile() and stem and used:  # the stem of a hidden file is empty
                 file = archive.extractfile(member)
-                yield stem, extension, file.read() if file else b""
+                yield folder + sign + stem, extension, file.read() if file else b""
 
 
-def _split(name: str) -> tuple[str, str]:
-    """The stem of a member, empty for a hidden file, and its extension in small letters."""
-    folder, sign, file = name.removeprefix("./").rpartition("/")
-    stem, _, extension = file.partition(".")
-    return folder + sign + stem if stem else "", extension.lower()
+def has_extension(extension: str, expected: str) -> bool:
+    return extension == expected.lower() or extension.endswith("." + expected.lower())
 
 
-def _has_extension(extension: str, wanted: str) -> bool:
-    return extension == wanted.lower() or extension.endswith("." + wanted.lower())
+def is_image(extension: str, expected: str | None) -> bool:
+    if expected is None:
+        return extension.rpartition(".")[2] in IMAGE_EXTENSIONS
+    return has_extension(extension, expected)
 
 
-def _is_image(extension: str, wanted: str | None) -> bool:
-    return extension.rpartition(".")[2] in IMAGE_EXTENSIONS if wanted is None else _has_extension(extension, wanted)
-
-
-def _add(sample: Sample, extension: str, data: bytes, path: str, image: str | None, caption: str) -> None:
-    if not _is_image(extension, image):
+def add_member(sample: Sample, extension: str, data: bytes, path: str, image: str | None, caption: str) -> None:
+    if not is_image(extension, image):
         if not sample.captioned:
-            sample.captioned, sample.caption = True, _caption(data, caption)
+            sample.captioned, sample.caption = True, read_caption(data, caption)
     elif sample.image is None:
         sample.image, sample.image_extension = data, extension
     elif image is None:
         raise ConfigError(
             f"{path} holds two images called {sample.stem!r}, .{sample.image_extension} and .{extension}; "
-            "set the source's image to the extension that is meant"
+            "set the source's image to the extension to use"
         )
 
 
-def _caption(data: bytes, caption: str) -> object:
-    """What the caption's member says; None if it is not UTF-8 or not the JSON that was expected."""
+def read_caption(data: bytes, caption: str) -> object:
+    """Return the caption in a member's bytes; None if these are not UTF-8 or not the expected JSON."""
     try:
         text = data.decode()
         key = caption.partition(":")[2]

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from jasper_ray.labelling.columns import DECODING, PIXELS, seconds_column, vector_column
+from jasper_ray.labelling.tasks import DECODING, PIXELS, seconds_column, vector_column
 from jasper_ray.models.folder import StudentCard
 from jasper_ray.models.tokens import TokenGroup, image_groups, length_groups
 from jasper_ray.teachers import OWN, fuse, split_heads

@@ -23,7 +23,7 @@ from benchmarks.harness import (
     rows_option,
 )
 from jasper_ray.corpus.order import left_over
-from jasper_ray.corpus.shards import load_manifest
+from jasper_ray.corpus.shards import CorpusManifest, load_manifest
 from jasper_ray.distill.run import distill
 from jasper_ray.recipe import Recipe, parse_recipe
 from jasper_ray.run_folder import RunFolder, StageFolder
@@ -93,7 +93,7 @@ def run(recipe: Recipe, folder: Path) -> Record:
         distill(recipe, folder / "run")
     seconds = time.perf_counter() - began
     finished = RunFolder(folder / "run")
-    manifest = load_manifest(finished.corpus)
+    manifest = load_manifest(finished.corpus, CorpusManifest)
     heldout = sum(shard.rows for shard in manifest.heldout)
     trained = trained_rows(StageFolder(next(finished.path.glob("stages/1-all-*"))), recipe.teachers[0].name)
     dropped = left_over(manifest.train, BATCH)

@@ -17,14 +17,14 @@ import numpy as np
 from benchmarks.distill_workload import Workload
 from benchmarks.lone_trainer import WARM_UP_STEPS, lone_worker, run_steps
 from jasper_ray.corpus.order import Visit, plan_visits
-from jasper_ray.corpus.prepare import prepare_corpus
+from jasper_ray.corpus.prepare import prepare as prepare_data
 from jasper_ray.corpus.shards import Shard
+from jasper_ray.corpus.texts import TEXTS
 from jasper_ray.distill.run import stream_rows
 from jasper_ray.distill.students import write_start
-from jasper_ray.labelling.columns import vector_column
 from jasper_ray.labelling.labeller import Labeller, LabelShard
 from jasper_ray.labelling.target_cache import TargetCache
-from jasper_ray.labelling.tasks import Batch, ReadShard, ReadTargets, arrange
+from jasper_ray.labelling.tasks import Batch, ReadShard, ReadTargets, arrange, vector_column
 from jasper_ray.models.folder import load_student_folder
 from jasper_ray.ray_runtime import ray_session
 from jasper_ray.recipe.dry_run import least_resources
@@ -40,7 +40,7 @@ WARM_UP_ROWS = 64
 def prepare(workload: Workload) -> dict[str, float]:
     """Prepare the corpus and the student before training, for all sides; the time counts for none."""
     with ray_session(*least_resources(workload.recipe)):
-        prepare_corpus(workload.recipe.corpus, workload.corpus, workload.recipe.seed)
+        prepare_data(TEXTS, workload.recipe.corpus, workload.corpus, workload.recipe.seed)
     write_start(workload.recipe, workload.start)
     return {}
 

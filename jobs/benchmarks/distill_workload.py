@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jasper_ray.config import ConfigError
-from jasper_ray.corpus.shards import Manifest, Shard, load_manifest, read_shard
+from jasper_ray.corpus.shards import CorpusManifest, Shard, load_manifest, read_shard
 from jasper_ray.recipe import Recipe, Stage, parse_recipe
 
 NO_CHECKPOINTS = 1 << 30
@@ -46,7 +46,7 @@ class Workload:
         Raises:
             ConfigError: the corpus has fewer.
         """
-        manifest: Manifest = load_manifest(self.corpus)
+        manifest = load_manifest(self.corpus, CorpusManifest)
         taken = list(manifest.train[: rows // self.recipe.corpus.shard_rows])
         available = sum(shard.rows for shard in taken)
         if available != rows:
