@@ -44,8 +44,8 @@ def test_a_ray_that_is_not_there_is_told_in_a_sentence(monkeypatch: pytest.Monke
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "init", broken)
-    told = r"cannot join the Ray at 127.0.0.1:1 \(nobody there\); start it"
-    with pytest.raises(ConfigError, match=told), ray_session(cpus=1, gpus=0):
+    message = r"cannot join the Ray at 127.0.0.1:1 \(nobody there\); start it"
+    with pytest.raises(ConfigError, match=message), ray_session(cpus=1, gpus=0):
         pass
 
 
