@@ -75,7 +75,7 @@ def test_more_workers_than_gpus_leave_them_to_the_teachers() -> None:
 
 
 def test_who_takes_how_much_of_the_gpus_is_said(values: dict[str, Any]) -> None:
-    told = "1 GPUs here, of which a worker or a copy takes 0.5 for stage one, stage two, teacher all-MiniLM-L6-v2"
+    told = "1 GPUs here; each worker or copy reserves 0.5 for stage one, stage two, teacher all-MiniLM-L6-v2"
     assert gpus_in_words(with_gpus(parse_recipe(values, "test"), 1), 1) == told
 
 
@@ -129,7 +129,7 @@ def test_a_run_goes_on_in_the_precision_that_it_began_with() -> None:
     assert kept.precision == "bfloat16"
     assert kept.slow
     factor = "bfloat16 takes 88 times as long as float32 here"
-    assert kept.reason == f"bfloat16, in which this run began; a new run would take float32, for {factor}"
+    assert kept.reason == f"bfloat16, in which this run began; a new run would choose float32, for {factor}"
     same = decide(part("auto"), {"stage one": "bfloat16"}, lambda *_: FAST)
     assert same == decide(part("auto"), {}, lambda *_: FAST)
 
@@ -144,7 +144,7 @@ def test_a_run_that_goes_on_where_auto_would_choose_otherwise_has_the_same_teach
     caplog.set_level(logging.INFO)
     continued = in_precisions(recipe, run.precisions(), lambda *_: SLOW)
     assert "stage one, stage two" in caplog.text
-    assert "bfloat16, in which this run began; a new run would take float32" in caplog.text
+    assert "bfloat16, in which this run began; a new run would choose float32" in caplog.text
     run.check_teachers(identities(continued))
     prints = [stage_fingerprints(one, identities(one), "corpus") for one in (begun, continued)]
     assert prints[0] == prints[1]
@@ -170,7 +170,7 @@ def test_a_run_of_an_earlier_version_goes_on_in_what_its_recipe_said(values: dic
 def test_a_recipe_that_insists_on_a_slow_precision_is_obeyed_and_warned() -> None:
     insists = decide(part("bfloat16"), {"stage one": "float32"}, lambda *_: SLOW)
     assert (insists.precision, insists.slow) == ("bfloat16", True)
-    told = "the recipe insists on bfloat16, which takes 88 times as long as float32 here; auto would take float32"
+    told = "the recipe sets bfloat16, which takes 88 times as long as float32 here; auto would choose float32"
     assert insists.reason == told
     assert not decide(part("bfloat16"), {}, lambda *_: FAST).slow
     assert decide(part("float32"), {}, lambda *_: FAST).reason == ""

@@ -141,7 +141,7 @@ def changed(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     ("patterns", "message"),
     [
         (["heads.47.*"], r"stages\.1\.train: the pattern 'heads\.47\.\*' matches no parameter"),
-        (["heads.16.*"], r"stages\.1\.train: head 16 is trained, but no loss of stage 'second' reaches it"),
+        (["heads.16.*"], r"stages\.1\.train: head 16 is trained, but stage 'second' has no loss for it"),
     ],
 )
 def test_patterns_are_checked_before_anything_starts(values: dict[str, Any], patterns: list[str], message: str) -> None:

@@ -47,7 +47,7 @@ from jasper_ray.recipe import Stage
 from jasper_ray.run_folder import StageFolder
 from jasper_ray.sources.hashing import pair_id
 from jasper_ray.sources.pairs import read_pairs
-from jasper_ray.teachers import OWN, OwnTeacher
+from jasper_ray.teachers import OWN, CaptionTeacher
 from jasper_ray.training.batches import ImageFeed
 from jasper_ray.training.job import StageJob
 from jasper_ray.training.stage import run_stage
@@ -88,8 +88,8 @@ class SeeingRun:
         return ReadShard(self.pairs)
 
     @property
-    def teacher(self) -> OwnTeacher:
-        return OwnTeacher(self.start, self.images.pool, "float32")
+    def teacher(self) -> CaptionTeacher:
+        return CaptionTeacher(self.start, self.images.pool, "float32")
 
     def label(self, cache: TargetCache) -> LabelShard | ReadTargets:
         """The captions' vectors, from the cache alone where it has them all."""

@@ -15,14 +15,14 @@ from jasper_ray.assets import locate
 from jasper_ray.config import ConfigError
 from jasper_ray.encoders import HashEncoder
 from jasper_ray.teachers import (
+    Ensemble,
     HashTeacher,
     SentenceTransformerTeacher,
     TeacherEncoder,
-    Together,
     check_vectors,
-    cut,
     described,
     fuse,
+    truncate_dims,
 )
 
 TEXTS = ["the ferry was late", "it rained all day", "the choir sang all day", "late rain"]
@@ -56,7 +56,7 @@ def broken(row: int, value: float) -> np.ndarray:
         (broken(1, 0.0), r"teacher 'A' .* zero for the text 'it rained all day' \(1 of 4 rows\)"),
         (broken(3, 1.01), r"teacher 'A' .* not of length 1 for the text 'late rain'"),
         (broken(0, 1.0)[:3], r"teacher 'A' returned shape \(3, 24\) for 4 texts"),
-        (broken(0, 1.0)[:, :20], r"teacher 'A' returned vectors of size 20, but dim says 24"),
+        (broken(0, 1.0)[:, :20], r"teacher 'A' returned vectors of size 20, but dim is 24"),
     ],
     ids=["nan", "zero", "length", "rows", "size"],
 )
@@ -114,14 +114,14 @@ def test_prompts_reach_the_texts_of_their_sources_only() -> None:
 
 def test_truncated_vectors_are_of_length_1_again() -> None:
     vectors = HashEncoder(24).encode(TEXTS)
-    np.testing.assert_allclose(np.linalg.norm(cut(vectors, 10, "A"), axis=1), 1, atol=1e-6)
+    np.testing.assert_allclose(np.linalg.norm(truncate_dims(vectors, 10, "A"), axis=1), 1, atol=1e-6)
     with pytest.raises(ConfigError, match="truncate is 30, but its vectors have only 24"):
-        cut(vectors, 30, "A")
+        truncate_dims(vectors, 30, "A")
 
 
 def test_teachers_together_are_the_target() -> None:
     kinds = [HashTeacher(type="hash", name="a", dim=24, weight=2), HashTeacher(type="hash", name="b", dim=40)]
-    together = Together([TeacherEncoder(kind, kind.load()) for kind in kinds])
+    together = Ensemble([TeacherEncoder(kind, kind.load()) for kind in kinds])
     assert together.dims == (64,)
     np.testing.assert_allclose(together.encode(TEXTS), fuse(columns(), [2, 1]).numpy(), atol=1e-6)
 
@@ -129,10 +129,10 @@ def test_teachers_together_are_the_target() -> None:
 def test_teachers_together_ask_each_with_its_own_prompt() -> None:
     kinds = [HashTeacher(type="hash", name=name, prompts={"query": f"ask {name}: "}) for name in ("a", "b")]
     encoders = [TeacherEncoder(kind, kind.load()) for kind in kinds]
-    found = torch.from_numpy(Together(encoders).encode(["rain"], "query"))
+    found = torch.from_numpy(Ensemble(encoders).encode(["rain"], "query"))
     alone = [torch.from_numpy(encoder.encode(["rain"], "query")) for encoder in encoders]
     torch.testing.assert_close(found, fuse(alone, [1, 1]))
-    assert all(Together(encoders).prompts.values())  # a name with an empty prompt counts as no prompt
+    assert all(Ensemble(encoders).prompts.values())  # a name with an empty prompt counts as no prompt
 
 
 def test_remote_code_of_the_hub_runs_only_at_a_commit() -> None:

@@ -31,7 +31,7 @@ from jasper_ray.labelling.target_cache import TargetCache
 from jasper_ray.labelling.tasks import Batch, Decode, ReadShard, ReadTargets, arrange, summary, with_vectors
 from jasper_ray.ray_runtime import configure_data, own_device, repartition_with
 from jasper_ray.resources import Pool
-from jasper_ray.teachers import OwnEncoder, OwnTeacher, Teacher, TeacherEncoder, open_teacher
+from jasper_ray.teachers import CaptionTeacher, Teacher
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ class Decoding:
 class Labeller:
     """Teachers, the caches of their vectors, and the prepared data they label."""
 
-    teachers: tuple[Teacher | OwnTeacher, ...]
+    teachers: tuple[Teacher | CaptionTeacher, ...]
     caches: tuple[TargetCache | None, ...]
     """A cache for each teacher; without one it labels a shard again every time."""
     folder: Path
@@ -133,7 +133,7 @@ def read_visits(visits: Sequence[Visit], folder: Path) -> Dataset:
 
 
 def add_teacher(
-    dataset: Dataset, teacher: Teacher | OwnTeacher, cache: TargetCache | None, shards: set[str]
+    dataset: Dataset, teacher: Teacher | CaptionTeacher, cache: TargetCache | None, shards: set[str]
 ) -> Dataset:
     """Add a teacher's columns to the dataset; no model is loaded if the cache holds every shard."""
     if cache is not None and all(cache.holds(sha256) for sha256 in shards):
@@ -157,10 +157,11 @@ def pool_strategy(pool: Pool) -> ActorPoolStrategy:
 class LabelShard:
     """An actor that adds a teacher's vectors, from its cache or else from its model, and then into the cache."""
 
-    def __init__(self, teacher: Teacher | OwnTeacher, cache: TargetCache | None) -> None:
+    def __init__(self, teacher: Teacher | CaptionTeacher, cache: TargetCache | None) -> None:
         self.teacher = teacher
         self.cache = cache
-        self.loading = ThreadPoolExecutor(1).submit(load_teacher, teacher)  # all teachers of a run load side by side
+        # in a thread: all teachers of a run load side by side
+        self.loading = ThreadPoolExecutor(1).submit(teacher.open, own_device())
         torch.set_num_threads(teacher.pool.torch_threads)
 
     def __call__(self, batch: Batch) -> Batch:
@@ -175,9 +176,3 @@ class LabelShard:
         if self.cache is not None:
             self.cache.write(shard, batch["id"].tolist(), vectors_ND)
         return with_vectors(batch, self.teacher.name, vectors_ND, seconds / len(vectors_ND))
-
-
-def load_teacher(teacher: Teacher | OwnTeacher) -> TeacherEncoder | OwnEncoder:
-    """Load a teacher's model, wrapped with the checks of its vectors, on this process' device."""
-    device = own_device()
-    return teacher.open(device) if isinstance(teacher, OwnTeacher) else open_teacher(teacher, device)

@@ -3,8 +3,8 @@
 Written out, the loss is a sum over the P x P comparisons of two scores. The comparison of p with a lower-ranked q is
 active where `s_q + margin > s_p`, and there it is linear: `s_q + margin - s_p`. So two counts a score are all it takes:
 
-    below_p = how many scores ranked below p are active against p (each wants s_p up),
-    above_p = how many scores ranked above p is p active against (each wants s_p down),
+    below_p = how many scores ranked below p are active against p (each pushes s_p up),
+    above_p = how many scores ranked above p is p active against (each pushes s_p down),
     value * N = sum over p of (above_p - below_p) * s_p + below_p * margin,
     d value / d s_p = (above_p - below_p) / N.
 
@@ -27,7 +27,7 @@ from torch.autograd.function import once_differentiable
 
 
 def hinge_ranking_loss(student_P: Tensor, teacher_P: Tensor, margin: float) -> Tensor:
-    """`1/N` times the sum over p, q with `teacher_p > teacher_q` of `max(0, student_q + margin - student_p)`.
+    """Compute `1/N` times the sum over p, q with `teacher_p > teacher_q` of `max(0, student_q + margin - student_p)`.
 
     Both are float32 [P], P >= 2, and N = P(P-1)/2; only the student's scores get a gradient. Returns a float32 scalar.
     Comparisons are `student_q + margin > student_p` in float64; a hinge at exactly 0 has value 0 and gradient 0.
@@ -35,11 +35,11 @@ def hinge_ranking_loss(student_P: Tensor, teacher_P: Tensor, margin: float) -> T
     if student_P.device.type == "mps":
         # Apple's GPU has no float64. The scores are a few megabytes, so the CPU takes them and exactness stays.
         return hinge_ranking_loss(student_P.cpu(), teacher_P.cpu(), margin).to(student_P.device)
-    loss: Tensor = _HingeRanking.apply(student_P, teacher_P, margin)
+    loss: Tensor = HingeRanking.apply(student_P, teacher_P, margin)
     return loss
 
 
-class _HingeRanking(torch.autograd.Function):
+class HingeRanking(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, student_P: Tensor, teacher_P: Tensor, margin: float) -> Tensor:
         below_P, above_P = active_comparisons(student_P, teacher_P, margin)
@@ -59,7 +59,7 @@ class _HingeRanking(torch.autograd.Function):
 
 
 def active_comparisons(student_P: Tensor, teacher_P: Tensor, margin: float) -> tuple[Tensor, Tensor]:
-    """The counts `below_p` and `above_p` of every score p, as this file's head defines them: two int64 [P].
+    """Count `below_p` and `above_p` of every score p, as this file's head defines them: two int64 [P].
 
     Either adds up to the number of all active comparisons.
     """
@@ -70,23 +70,23 @@ def active_comparisons(student_P: Tensor, teacher_P: Tensor, margin: float) -> t
     # Both searches weigh the same rounded `raised`, so that they agree on every single comparison.
     reach_P = torch.searchsorted(sorted_P, raised_P)
     spared_P = torch.searchsorted(raised_P, sorted_P, right=True)
-    spared_below_P, above_P = _count_by_rank(rank_P, spared_P, reach_P)
-    return _unsort(rank_P - spared_below_P, order_P), _unsort(above_P, order_P)
+    spared_below_P, above_P = count_by_rank(rank_P, spared_P, reach_P)
+    return unsort(rank_P - spared_below_P, order_P), unsort(above_P, order_P)
 
 
 def strictly_lower(scores_P: Tensor) -> Tensor:
-    """For every score, how many are strictly lower: its rank from 0, shared by ties. int64 [P]."""
+    """Count, for every score, those strictly lower: its rank from 0, shared by ties. int64 [P]."""
     sorted_P, order_P = scores_P.sort()
-    return _unsort(torch.searchsorted(sorted_P, sorted_P), order_P)
+    return unsort(torch.searchsorted(sorted_P, sorted_P), order_P)
 
 
-def _unsort(values_P: Tensor, order_P: Tensor) -> Tensor:
+def unsort(values_P: Tensor, order_P: Tensor) -> Tensor:
     """Undo `values_P = unsorted_P[order_P]`."""
     return torch.empty_like(values_P).scatter_(0, order_P, values_P)
 
 
-def _count_by_rank(rank_P: Tensor, spared_P: Tensor, reach_P: Tensor) -> tuple[Tensor, Tensor]:
-    """For every i: how many of the first `spared_i` ranks are lower than `rank_i`, of the first `reach_i` higher.
+def count_by_rank(rank_P: Tensor, spared_P: Tensor, reach_P: Tensor) -> tuple[Tensor, Tensor]:
+    """Count for every i: of the first `spared_i` ranks those lower than `rank_i`, of the first `reach_i` those higher.
 
     From the top bit down, the ranks of one node share the bits seen so far and lie side by side; a stable partition by
     the next bit sends them left (0) or right (1). Every i follows its own rank down, and with it three positions: its

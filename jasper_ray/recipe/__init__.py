@@ -1,4 +1,4 @@
-"""The recipe: everything a run is told, in one strict YAML file, checked whole before anything starts."""
+"""The recipe: all settings of a run, in one strict YAML file that is checked whole before anything starts."""
 
 from jasper_ray.recipe.loading import (
     dump_recipe,

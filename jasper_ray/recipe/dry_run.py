@@ -1,40 +1,38 @@
-"""What a recipe would take, counted on torch's meta device: nothing is started, and no weights are read."""
+"""Estimates of memory, parameters and processors for a recipe, on torch's meta device: no weights are read."""
 
 from __future__ import annotations
 
 from jasper_ray.models.student import Student, meta_student
 from jasper_ray.recipe import Recipe, Stage, dump_recipe
 from jasper_ray.recipe.checks import check_patterns, students
+from jasper_ray.recipe.stage import DATA_KINDS
 from jasper_ray.resources import Pool
 
 GIB = 2**30
 SPARE_CPUS = 0.5
-"""For reading and cutting shards, beside what teachers and trainers reserve."""
+"""Processors for reading and cutting shards, beside those that teachers and trainers reserve."""
 ADAM_BYTES = 8
-"""Two fp32 moments a parameter that learns."""
+"""Bytes of the two fp32 moments of a parameter that learns."""
 
 
 def describe(recipe: Recipe) -> str:
-    """The resolved recipe, then for each stage what learns and what a GPU holds, then what runs beside it."""
+    """Describe a recipe: its resolved form, the parameters and memory of each stage, and the pools beside it."""
     check_patterns(recipe)
     student = meta_student(recipe.student, sees=recipe.student.vision is not None)
     lines = [dump_recipe(recipe), f"student: {parameters(student)}, heads {', '.join(map(str, student.dims))}", ""]
-    lines += stage_table(recipe)
-    lines += ["", *demand(recipe)]
-    return "\n".join(lines)
+    return "\n".join([*lines, *stage_table(recipe), "", *demand(recipe)])
 
 
 def parameters(student: Student) -> str:
-    """How many numbers a student is made of."""
-    total = sum(p.numel() for p in student.parameters())
+    """Say how many parameters a student has."""
+    total = f"{millions(sum(p.numel() for p in student.parameters()))} parameters"
     if student.vision is None:
-        return f"{millions(total)} parameters"
-    vision = sum(p.numel() for p in student.vision.parameters())
-    return f"{millions(total)} parameters, {millions(vision)} of them its vision encoder"
+        return total
+    return f"{total}, {millions(sum(p.numel() for p in student.vision.parameters()))} of them in its vision encoder"
 
 
 def stage_table(recipe: Recipe) -> list[str]:
-    """One line a stage."""
+    """Make a table with one line a stage."""
     lines = [f"{'stage':<12} {'learns':>10} {'of':>10}  {'memory a worker':>15}  {'workers':<24} batch"]
     shapes = students(recipe)
     for stage in recipe.stages:
@@ -42,21 +40,22 @@ def stage_table(recipe: Recipe) -> list[str]:
         learning = trained_parameters(student, stage)
         total = sum(p.numel() for p in student.parameters())
         memory = f"{state_bytes(total, learning, stage) / GIB:.1f} GiB + act."
+        workers = f"{stage.workers} x {reservation(stage.cpus_per_worker, stage.gpus)}"
         lines.append(
-            f"{stage.name:<12} {millions(learning):>10} {millions(total):>10}  {memory:>15}  {workers(stage):<24} "
+            f"{stage.name:<12} {millions(learning):>10} {millions(total):>10}  {memory:>15}  {workers:<24} "
             f"{stage.batch_size} {stage.data}, ZeRO-{stage.zero}, {stage.precision}"
         )
-    return [*lines, "act.: activations, which gradient_checkpointing and micro_batch_size bound, come on top"]
+    return [*lines, "act.: activations come on top; gradient_checkpointing and micro_batch_size bound them"]
 
 
 def trained_parameters(student: Student, stage: Stage) -> int:
-    """How many numbers learn in a stage."""
+    """Count the numbers that learn in a stage."""
     names = set(student.trainable_names(stage.train))
     return sum(parameter.numel() for name, parameter in student.named_parameters() if name in names)
 
 
 def state_bytes(total: int, learning: int, stage: Stage) -> int:
-    """Bytes of parameters, gradients and optimiser state that one worker holds; ZeRO shards from its stage on."""
+    """Estimate the bytes of parameters, gradients and optimiser state in one worker; ZeRO shards from its stage on."""
     width = 2 if stage.precision == "bf16" else 4
     masters = 4 * learning if stage.precision == "bf16" else 0
     zero = max(stage.zero, 1) if stage.precision == "bf16" else stage.zero  # as DeepSpeed does it
@@ -69,45 +68,35 @@ def state_bytes(total: int, learning: int, stage: Stage) -> int:
 
 
 def demand(recipe: Recipe) -> list[str]:
-    """What teachers and trainers reserve at the same time."""
-    lines = [pool_line(f"teacher {teacher.name}", teacher.pool) for teacher in recipe.teachers]
-    if recipe.images:
-        lines += [pool_line("captions", recipe.images.pool), pool_line("decoders", recipe.images.decoders)]
+    """List the pools of a recipe, and what they and the trainers reserve at the same time."""
+    pools = {name: pool for kind in DATA_KINDS.values() for name, pool in kind.pools(recipe).items()}
     cpus, gpus = least_resources(recipe)
-    return [*lines, f"least the cluster must have: {cpus:g} CPUs and {gpus:g} GPUs"]
+    lines = [
+        f"{name}: {copies(pool)}, each {reservation(pool.cpus, pool.gpus_per_copy)}" for name, pool in pools.items()
+    ]
+    return [*lines, f"the cluster needs at least {cpus:g} CPUs and {gpus:g} GPUs"]
 
 
 def least_resources(recipe: Recipe) -> tuple[float, float]:
-    """CPUs and GPUs that the largest stage and the smallest pools beside it reserve together, with what reads and cuts
-    shards."""
+    """Sum the CPUs and GPUs that the largest stage, the smallest pools beside it and the reading of shards reserve."""
     stages = [stage_resources(recipe, stage) for stage in recipe.stages]
     return max(cpus for cpus, _ in stages) + SPARE_CPUS, max(gpus for _, gpus in stages)
 
 
 def stage_resources(recipe: Recipe, stage: Stage) -> tuple[float, float]:
-    """CPUs and GPUs that a stage's workers and the pools that feed them reserve at least."""
-    images = recipe.images if stage.data == "images" else None
-    pools: list[Pool] = [teacher.pool for teacher in recipe.teachers]
-    if images:
-        pools = [images.pool, images.decoders]
+    """Sum the CPUs and GPUs that a stage's workers and the smallest pools that feed them reserve."""
+    pools = stage.kind.pools(recipe).values()
     cpus = stage.workers * stage.cpus_per_worker + sum(pool.min_size * pool.cpus for pool in pools)
     gpus = stage.workers * stage.gpus + sum(pool.min_size * pool.gpus_per_copy for pool in pools)
     return cpus, gpus
 
 
-def pool_line(name: str, pool: Pool) -> str:
-    return f"{name}: {copies(pool.min_size, pool.max_size)}, each {reserve(pool.cpus, pool.gpus_per_copy)}"
-
-
-def workers(stage: Stage) -> str:
-    return f"{stage.workers} x {reserve(stage.cpus_per_worker, stage.gpus)}"
-
-
-def reserve(cpus: float, gpus: float) -> str:
+def reservation(cpus: float, gpus: float) -> str:
     return f"{cpus:g} CPU" + (f" + {gpus:g} GPU" if gpus else "")
 
 
-def copies(least: int, most: int) -> str:
+def copies(pool: Pool) -> str:
+    least, most = pool.min_size, pool.max_size
     return f"{least} copies" if least == most else f"{least} to {most} copies"
 
 

@@ -1,4 +1,4 @@
-"""Recipes in YAML: found by name or path, read strictly, and written out again."""
+"""Recipes in YAML: find, read strictly, write."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ SHIPPED = Path(__file__).with_name("shipped")
 
 
 class RecipeLoader(yaml.SafeLoader):
-    """YAML without its two traps: `1e-4` is a number here, and a key given twice is an error."""
+    """YAML in which `1e-4` is a number and a repeated key is an error."""
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        """A mapping as it is written, before `<<` mixes the keys of another into it."""
+        """Compose a mapping as it is written, before `<<` merges the keys of another into it."""
         node: yaml.MappingNode = super().compose_mapping_node(anchor)
         seen: set[tuple[str, str]] = set()
         for key, _ in node.value:
@@ -38,10 +38,10 @@ RecipeLoader.add_implicit_resolver(
 
 
 def load_recipe(name_or_path: str) -> Recipe:
-    """A shipped recipe by name, or any by path. Evaluation sets are found from the recipe's folder.
+    """Load a shipped recipe by name, or any by path. Paths of evaluation sets are relative to the recipe's folder.
 
     Raises:
-        ConfigError: one sentence: file, place in it, what was found, what was expected.
+        ConfigError: names the file, the place in it, the value found and the value expected.
     """
     path = recipe_path(name_or_path)
     recipe = parse_recipe(read_yaml(path), str(path))
@@ -50,13 +50,17 @@ def load_recipe(name_or_path: str) -> Recipe:
 
 
 def with_sets(recipe: Recipe, sets: tuple[EvaluationSet, ...]) -> Recipe:
-    """The recipe with more evaluation sets."""
+    """Return the recipe with more evaluation sets."""
     evaluation = recipe.evaluation.model_copy(update={"sets": (*recipe.evaluation.sets, *sets)})
     return recipe.model_copy(update={"evaluation": evaluation})
 
 
 def recipe_path(name_or_path: str) -> Path:
-    """Where a recipe lies."""
+    """Find the file of a recipe.
+
+    Raises:
+        ConfigError: there is none.
+    """
     if name_or_path.endswith((".yaml", ".yml")):
         if not Path(name_or_path).is_file():
             raise ConfigError(f"there is no recipe file {name_or_path!r}; check the path")
@@ -71,12 +75,16 @@ def recipe_path(name_or_path: str) -> Path:
 
 
 def shipped_recipes() -> list[str]:
-    """Names of the recipes that come with the project."""
+    """List the names of the recipes that come with the project."""
     return sorted(path.stem for path in SHIPPED.glob("*.yaml"))
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a recipe file."""
+    """Read the mapping in a recipe file.
+
+    Raises:
+        ConfigError: it is no such file.
+    """
     try:
         value = yaml.load(path.read_text(encoding="utf-8"), Loader=RecipeLoader)
     except yaml.YAMLError as error:
@@ -96,7 +104,11 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def parse_recipe(value: dict[str, Any], origin: str) -> Recipe:
-    """The recipe in plain values; the first fault is told in one sentence with its place."""
+    """Parse a recipe from plain values.
+
+    Raises:
+        ConfigError: names the first fault and its place; `origin` is the file.
+    """
     try:
         return Recipe.model_validate(value)
     except ValidationError as error:
@@ -104,5 +116,5 @@ def parse_recipe(value: dict[str, Any], origin: str) -> Recipe:
 
 
 def dump_recipe(recipe: Recipe) -> str:
-    """The resolved recipe as YAML, every default spelled out."""
+    """Write the resolved recipe as YAML, every default spelled out."""
     return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)

@@ -1,6 +1,6 @@
-"""A recipe on the machines at hand: what it leaves to `auto`, decided.
+"""GPUs and precisions that a recipe leaves to `auto`, decided for the machines of a run.
 
-Nothing here measures or looks around: what was found is handed in, so that every decision can be tried without a GPU.
+Nothing here measures a machine: measurements are arguments, so that every decision can be tested without a GPU.
 """
 
 from __future__ import annotations
@@ -14,42 +14,42 @@ from jasper_ray.resources import TeacherPool, decided_gpus
 from jasper_ray.vectors import Dtype, Precision
 
 LONG = {"auto": "auto", "fp32": "float32", "bf16": "bfloat16"}
-"""What the precisions of a stage are called everywhere else."""
+"""Names that the precisions of a stage have everywhere else."""
 SHORT = {long: short for short, long in LONG.items()}
 
 
 class Part(NamedTuple):
-    """Something in a recipe that computes."""
+    """A part of a recipe that computes."""
 
     name: str
     precision: Precision
-    """As the recipe says it."""
+    """The recipe's setting."""
     on_gpu: bool
     learns: bool
 
 
 class Measured(NamedTuple):
-    """What was found of a device."""
+    """A measured device."""
 
     fast: Dtype
-    """The precision that `auto` takes there."""
+    """The precision that `auto` chooses there."""
     speed: float
-    """How many times as fast as in float32 it computes in bfloat16."""
+    """Speed in bfloat16, as a multiple of that in float32."""
 
 
 class Decision(NamedTuple):
-    """The precision of a part, and why."""
+    """The precision of a part, and the reason."""
 
     part: Part
     precision: Dtype
     reason: str
-    """For people; empty where nothing need be said."""
+    """A sentence for the log; empty when there is nothing to log."""
     slow: bool = False
-    """The recipe insists on what is slow here."""
+    """The precision is slow here, but the recipe or the run requires it."""
 
 
 def parts(recipe: Recipe) -> list[Part]:
-    """Everything in a recipe that computes in a precision."""
+    """List the parts of a recipe that compute in a precision."""
     known = [(teacher, getattr(teacher, "dtype", None)) for teacher in recipe.teachers]  # one kind has no weights
     found = [Part(f"teacher {t.name}", dtype, t.pool.gpus_per_copy > 0, False) for t, dtype in known if dtype]
     if recipe.images:
@@ -62,7 +62,7 @@ def parts(recipe: Recipe) -> list[Part]:
 
 
 def with_precisions(recipe: Recipe, chosen: Mapping[str, Dtype]) -> Recipe:
-    """The recipe with the precision of each part, by its name."""
+    """Return the recipe with the precision of each part, by its name."""
     teachers = [
         teacher.model_copy(update={"dtype": chosen[name]} if (name := f"teacher {teacher.name}") in chosen else {})
         for teacher in recipe.teachers
@@ -75,39 +75,41 @@ def with_precisions(recipe: Recipe, chosen: Mapping[str, Dtype]) -> Recipe:
 
 
 Measure = Callable[[bool, bool], Measured]
-"""Looks at a GPU or at a processor, learning or not."""
+"""Measures a GPU or a processor, learning or not."""
 
 
 def decide(part: Part, kept: Mapping[str, Dtype], measure: Measure) -> Decision:
-    """The precision of a part: the recipe's; else the one that the run began with, wherever it goes on; else the one
-    that its device is fast in. `kept` has what the run began with, by name."""
+    """Decide the precision of a part: the recipe's, else the one the run began with, else the device's faster one.
+
+    `kept` holds the precisions that the run began with, by the names of the parts.
+    """
     if part.precision in ("float32", "float16"):
         return Decision(part, part.precision, "")
     here = measure(part.on_gpu, part.learns)
     slow = here.speed < 1
     times = f"takes {1 / here.speed:.3g} times as long" if slow else f"is {here.speed:.3g} times as fast"
     if part.precision != "auto":
-        insists = f"the recipe insists on bfloat16, which {times} as float32 here; auto would take float32"
-        return Decision(part, part.precision, insists if slow else "", slow)
+        reason = f"the recipe sets bfloat16, which {times} as float32 here; auto would choose float32"
+        return Decision(part, part.precision, reason if slow else "", slow)
     began = kept.get(part.name, here.fast)
     compared = f"bfloat16 {times} as float32 here"
     if began == here.fast:
         return Decision(part, began, f"{began}; {compared}")
-    told = f"{began}, in which this run began; a new run would take {here.fast}, for {compared}"
-    return Decision(part, began, told, slow and began == "bfloat16")
+    reason = f"{began}, in which this run began; a new run would choose {here.fast}, for {compared}"
+    return Decision(part, began, reason, slow and began == "bfloat16")
 
 
 def in_words(decisions: Sequence[Decision]) -> list[str]:
-    """A line for each reason, with all parts that it holds for."""
+    """Write a line for each reason, with the names of its parts."""
     reasons = dict.fromkeys(decision.reason for decision in decisions if decision.reason)
     return [f"{', '.join(d.part.name for d in decisions if d.reason == reason)}: {reason}" for reason in reasons]
 
 
 def with_gpus(recipe: Recipe, gpus: int) -> Recipe:
-    """The recipe with every `auto` number of GPUs decided, for a machine that has so many.
+    """Return the recipe with every `auto` number of GPUs decided, for a machine that has so many.
 
-    A recipe that reserves GPUs somewhere has said all there is to say. In any other the workers of a stage share them
-    with the copies of teachers that run beside it.
+    In a recipe that reserves GPUs somewhere, `auto` means none. In any other the workers of a stage share the GPUs with
+    the copies of teachers that run beside it.
     """
     pools = [teacher.pool for teacher in recipe.teachers]
     captions = [recipe.images.pool] if recipe.images else []
@@ -126,8 +128,10 @@ def with_gpus(recipe: Recipe, gpus: int) -> Recipe:
 
 
 def shares(gpus: int, workers: int, copies: int) -> tuple[float, float]:
-    """GPUs of a training worker and of a teacher's copy: one each where that suffices. A lone worker shares its own,
-    several never do (NCCL refuses two on one GPU); what finds no room runs on processors."""
+    """Divide the GPUs among training workers and teachers' copies: one each if there are enough.
+
+    A single worker shares its GPU, several never do (NCCL refuses two on one GPU); the rest runs on processors.
+    """
     if workers + copies <= gpus:
         return 1.0, 1.0
     if workers == 1 and gpus:
@@ -139,15 +143,15 @@ def shares(gpus: int, workers: int, copies: int) -> tuple[float, float]:
 
 
 def gpus_in_words(recipe: Recipe, gpus: int) -> str:
-    """Who takes how much of this machine's GPUs."""
+    """Say how the GPUs of this machine are divided."""
     takes = {f"stage {stage.name}": stage.gpus for stage in recipe.stages}
     takes |= {f"teacher {teacher.name}": teacher.pool.gpus_per_copy for teacher in recipe.teachers}
     takes |= {"captions": recipe.images.pool.gpus_per_copy} if recipe.images else {}
     shared = dict.fromkeys(takes.values())
     listed = [f"{share:g} for {', '.join(n for n, s in takes.items() if s == share)}" for share in shared]
-    return f"{gpus} GPUs here, of which a worker or a copy takes {'; '.join(listed)}"
+    return f"{gpus} GPUs here; each worker or copy reserves {'; '.join(listed)}"
 
 
 def fraction(parts: int) -> float:
-    """One of so many equal parts, rounded down to the ten-thousandth in which Ray counts."""
+    """Divide one GPU into equal parts, rounded down to the ten-thousandth in which Ray counts."""
     return math.floor(10_000 / parts) / 10_000

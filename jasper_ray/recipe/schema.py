@@ -1,8 +1,8 @@
-"""The recipe: everything a run is told, and whether its parts fit together."""
+"""The recipe: every setting of a run, and the checks that its parts fit together."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -10,7 +10,7 @@ from jasper_ray.config import ConfigError, Settings
 from jasper_ray.corpus.settings import Corpus, Images
 from jasper_ray.evaluation import EvaluationSet
 from jasper_ray.models.student import StudentSettings
-from jasper_ray.recipe.stage import Stage
+from jasper_ray.recipe.stage import DATA_KINDS, Stage
 from jasper_ray.teachers import Teacher
 from jasper_ray.vectors import Precision
 
@@ -38,7 +38,7 @@ HeadStart = Annotated[RandomHeads | RidgeHeads, Field(discriminator="type")]
 
 
 class LiveTargets(Settings):
-    """Teachers label every pass anew; no vector touches a disk."""
+    """Teachers label every pass again; no vector touches a disk."""
 
     type: Literal["live"]
 
@@ -48,14 +48,14 @@ class CachedTargets(Settings):
 
     type: Literal["cached"]
     path: str | None = None
-    """A folder that several runs may share; `targets` in the run folder when left out. Vectors are kept in float16."""
+    """A folder that several runs may share. Default: `targets` in the run folder. Vectors are stored in float16."""
 
 
 Targets = Annotated[LiveTargets | CachedTargets, Field(discriminator="type")]
 
 
 class Evaluation(Settings):
-    """What is measured before training and after each stage, on held-out texts and on sets of your own."""
+    """Measurements before training and after each stage, on held-out texts and on sets of your own."""
 
     sets: tuple[EvaluationSet, ...] = ()
     """Sentence pairs with scores, query–document sets, labelled texts, images with captions or classes."""
@@ -64,8 +64,8 @@ class Evaluation(Settings):
     precision: Precision = "auto"
     """Precision in which students are measured, `auto`: the one the device is fast in."""
     ridge: bool = True
-    """Also measure the starting student with a closed-form ridge fit of its heads on all training texts, and where it
-    learns to see, one from the untrained tower to the captions' vectors."""
+    """Also measure the starting student with a closed-form ridge fit of its heads on all training texts, and for a
+    student with vision, one from the untrained tower to the captions' vectors."""
 
 
 class Recipe(Settings):
@@ -90,13 +90,17 @@ class Recipe(Settings):
         check_names(self)
         check_prompts(self)
         check_losses(self)
-        check_sight(self)
+        check_vision(self)
         check_target_size(self)
         return self
 
+    def rows_of(self, data: str) -> Any:
+        """The settings of the rows of a data kind; None when the recipe has none of that kind."""
+        return getattr(self, DATA_KINDS[data].settings)
+
 
 def check_names(recipe: Recipe) -> None:
-    """Names that become folders and columns are unique."""
+    """Refuse a repeated name: names become folders and columns."""
     for place, names in (("stages", [s.name for s in recipe.stages]), ("teachers", [t.name for t in recipe.teachers])):
         repeated = sorted({name for name in names if names.count(name) > 1})
         if repeated:
@@ -104,13 +108,15 @@ def check_names(recipe: Recipe) -> None:
 
 
 def check_prompts(recipe: Recipe) -> None:
-    """Every prompt that a source or teacher names is one the student has."""
+    """Refuse a prompt of a source or teacher that the student does not have."""
     known = set(recipe.student.prompts)
     named = [
-        (f"corpus.sources.{i}.prompt", source.prompt) for i, source in enumerate(recipe.corpus.sources) if source.prompt
+        (f"{kind.settings}.sources.{i}.prompt", source.prompt)
+        for data, kind in DATA_KINDS.items()
+        if (rows := recipe.rows_of(data))
+        for i, source in enumerate(rows.sources)
+        if source.prompt
     ]
-    if recipe.images:
-        named += [(f"images.sources.{i}.prompt", s.prompt) for i, s in enumerate(recipe.images.sources) if s.prompt]
     named += [
         (f"teachers.{i}.prompts", prompt) for i, teacher in enumerate(recipe.teachers) for prompt in teacher.prompts
     ]
@@ -122,18 +128,19 @@ def check_prompts(recipe: Recipe) -> None:
 
 
 def check_losses(recipe: Recipe) -> None:
-    """Losses name heads that exist, cosine on texts only the full head, and no head stays untrained."""
+    """Refuse losses of an unknown head, of two sizes where they need equal ones, and a head without losses."""
     heads = recipe.student.heads
     for stage in recipe.stages:
         for dim, losses in stage.losses.items():
             if dim not in heads:
                 raise ConfigError(f"stage {stage.name!r}: losses names head {dim}, but student.heads are {list(heads)}")
-            if losses.cosine and dim != heads[0] and stage.data == "texts":
+            coordinates = [name for name, loss in losses.weighed().items() if loss.same_size]
+            if coordinates and dim != heads[0] and not stage.kind.own_targets:
                 raise ConfigError(
-                    f"stage {stage.name!r}: cosine compares coordinates, so only the full head {heads[0]} can have it; "
-                    f"remove it from head {dim}"
+                    f"stage {stage.name!r}: {coordinates[0]} compares coordinates, so only the full head {heads[0]} can "
+                    f"have it; remove it from head {dim}"
                 )
-    trained = {dim for stage in recipe.stages if stage.data == "texts" for dim in stage.losses}
+    trained = {dim for stage in recipe.stages if not stage.kind.own_targets for dim in stage.losses}
     idle = [dim for dim in heads if dim not in trained]
     if idle:
         raise ConfigError(
@@ -141,22 +148,24 @@ def check_losses(recipe: Recipe) -> None:
         )
 
 
-def check_sight(recipe: Recipe) -> None:
-    """A stage on images, the images, and what the student sees with come together."""
-    seeing = [stage.name for stage in recipe.stages if stage.data == "images"]
-    needed = {"images": recipe.images, "student.vision": recipe.student.vision}
-    for place, value in needed.items():
-        if seeing and value is None:
-            raise ConfigError(f"stage {seeing[0]!r} has data: images, but {place} is missing; describe it")
-        if not seeing and value is not None:
-            raise ConfigError(
-                f"{place} is given, but no stage has data: images, so the student would not learn to see; "
-                f"add such a stage, or remove {place}"
-            )
+def check_vision(recipe: Recipe) -> None:
+    """Refuse a stage whose rows or vision encoder are missing, and rows or a vision encoder that no stage uses."""
+    for data, kind in DATA_KINDS.items():
+        needed = {kind.settings: recipe.rows_of(data)}
+        needed |= {"student.vision": recipe.student.vision} if kind.needs_vision else {}
+        users = [stage.name for stage in recipe.stages if stage.data == data]
+        for place, value in needed.items():
+            if users and value is None:
+                raise ConfigError(f"stage {users[0]!r} has data: {data}, but {place} is missing; describe it")
+            if not users and value is not None:
+                raise ConfigError(
+                    f"{place} is given, but no stage has data: {data} and trains on it; add such a stage, or remove "
+                    f"{place}"
+                )
 
 
 def check_target_size(recipe: Recipe) -> None:
-    """The full head has the target's size, as far as the recipe tells sizes."""
+    """Refuse a full head of another size than the target, if the recipe gives the sizes of all teachers."""
     sizes = [teacher.size for teacher in recipe.teachers]
     known = [size for size in sizes if size is not None]
     if len(known) == len(sizes) and sum(known) != recipe.student.heads[0]:

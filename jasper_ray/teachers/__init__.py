@@ -1,28 +1,32 @@
 """Teachers: the models that a student learns from, and the target that their vectors make together."""
 
-from jasper_ray.teachers.encoder import TeacherEncoder, Together, open_teacher
-from jasper_ray.teachers.own import OWN, OwnEncoder, OwnTeacher, split_heads
+from jasper_ray.teachers.encoder import OWN, CaptionEncoder, CaptionTeacher, Ensemble, TeacherEncoder, split_heads
 from jasper_ray.teachers.settings import (
+    TEACHERS,
     HashTeacher,
     SentenceTransformerTeacher,
     Teacher,
+    TeacherBase,
+    any_teacher,
     described,
 )
-from jasper_ray.teachers.target import check_vectors, cut, fuse
+from jasper_ray.teachers.target import check_vectors, fuse, truncate_dims
 
 __all__ = [
     "OWN",
+    "TEACHERS",
+    "CaptionEncoder",
+    "CaptionTeacher",
+    "Ensemble",
     "HashTeacher",
-    "OwnEncoder",
-    "OwnTeacher",
     "SentenceTransformerTeacher",
     "Teacher",
+    "TeacherBase",
     "TeacherEncoder",
-    "Together",
+    "any_teacher",
     "check_vectors",
-    "cut",
     "described",
     "fuse",
-    "open_teacher",
     "split_heads",
+    "truncate_dims",
 ]

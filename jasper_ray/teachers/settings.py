@@ -1,10 +1,14 @@
-"""Which models a target is made of, what each takes to run, and what identifies it."""
+"""Settings of teachers: the model, what it takes to run, and what identifies its vectors.
+
+A new kind of teacher is a settings class that builds an encoder, and one row of TEACHERS.
+"""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Union
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
@@ -13,16 +17,20 @@ from jasper_ray.encoders import Encoder, HashEncoder, load_sentence_transformer
 from jasper_ray.encoders.precision import precise
 from jasper_ray.models.identity import weights_identity
 from jasper_ray.resources import TeacherPool
+from jasper_ray.teachers.encoder import TeacherEncoder
 from jasper_ray.vectors import Precision
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 
 
 class TeacherBase(Settings):
-    """What every kind of teacher has."""
+    """Settings that every kind of teacher has; a kind adds its own, `type`, and `load`."""
+
+    without_effect: ClassVar[set[str]] = {"name", "weight", "pool"}
+    """Settings that do not change its vectors."""
 
     name: Name = ""
-    """Names the teacher in columns, files and tables; the last part of `model` when left out."""
+    """Names the teacher in columns, files and tables. Default: the last part of `model`."""
     weight: float = Field(default=1.0, gt=0)
     """Its share of the target's similarity, relative to the other teachers'."""
     truncate: int | None = Field(default=None, gt=0)
@@ -32,55 +40,95 @@ class TeacherBase(Settings):
     suffix: str = ""
     """Text put after every text, such as an end-of-text token that the model's card asks for."""
     prompts: dict[str, str] = Field(default_factory=dict)
-    """This teacher's text for each prompt name that a source of texts uses; without an entry the text goes in bare."""
+    """This teacher's text for each prompt name that a source of texts uses; a name without an entry adds nothing."""
     pool: TeacherPool = TeacherPool()
 
     @model_validator(mode="after")
     def _truncate_shortens(self) -> TeacherBase:
-        dim = getattr(self, "dim", None)
-        if self.truncate and dim and self.truncate > dim:
+        if self.truncate and self.declared_dim and self.truncate > self.declared_dim:
             raise ConfigError(
-                f"truncate is {self.truncate}, but the vectors have only dim {dim}; change one of the two"
+                f"truncate is {self.truncate}, but the vectors have only dim {self.declared_dim}; change one of the two"
             )
         return self
 
+    def load(self, device: str | None = None) -> Encoder:
+        """Load the model.
+
+        Raises:
+            ConfigError: nothing loads from there.
+        """
+        raise NotImplementedError
+
+    def open(self, device: str | None = None) -> TeacherEncoder:
+        """Load the teacher and wrap it with output checks."""
+        return TeacherEncoder(self, self.load(device))
+
+    @property
+    def declared_dim(self) -> int | None:
+        """Size of the model's vectors, if the settings give it."""
+        return getattr(self, "dim", None)
+
+    @property
+    def size(self) -> int | None:
+        """Size of the teacher's part of the target, if the settings give it."""
+        return self.truncate or self.declared_dim
+
+    def weights(self) -> str:
+        """Identify the weights, by reading their bytes or asking the hub.
+
+        Raises:
+            ConfigError: there are none.
+        """
+        return "none"
+
+    def at(self, weights: str) -> Teacher:
+        """Pin this teacher to `weights`, the result of `weights()`, so that every process loads the same."""
+        return self
+
+    def behaviour(self) -> dict[str, Any]:
+        """Return the settings that decide this teacher's vectors, beside its weights."""
+        return self.model_dump(mode="json", exclude=self.without_effect)
+
     def prompt_text(self, prompt_name: str | None) -> str:
-        """What this teacher reads before a text of a source with that prompt."""
+        """Return the text that this teacher reads before a text of a source with that prompt."""
         return self.prompt if prompt_name is None else self.prompts.get(prompt_name, "")
 
     @property
     def prompt_texts(self) -> dict[str, str]:
-        """Every text it reads before another, by itself: its model is told them by that name."""
+        """Every text it reads before another, by itself: its model knows them by that name."""
         return {text: text for text in ("", self.prompt, *self.prompts.values())}
 
 
 class SentenceTransformerTeacher(TeacherBase):
     """A sentence-transformers model as teacher."""
 
+    without_effect = TeacherBase.without_effect | {"batch_size", "revision", "dim"}
+
     type: Literal["sentence_transformer"] = "sentence_transformer"
     model: str
     """Hub id, local folder or shipped asset (`pypi:all-mpnet-base-v2`)."""
     revision: str | None = None
-    """Commit of a hub id. A run pins the commit that it found when none is given."""
+    """Commit of a hub id. Default: the newest, which the run then pins."""
     dim: int | None = Field(default=None, gt=0)
     """Size of its vectors, checked when it is loaded; known sizes let a recipe be checked with nothing downloaded."""
     head: int | None = Field(default=None, gt=0)
     """For models that carry several dense layers, as Stella's do: the one in the folder `2_Dense_<head>`."""
     max_length: int | None = Field(default=None, gt=0)
-    """Tokens a text is cut to; the model's own limit when left out."""
+    """Tokens a text is cut to. Default: the model's own limit."""
     dtype: Precision = "auto"
     """Precision it computes in, `auto`: the one its device is fast in; its vectors leave in float32."""
     batch_size: int = Field(default=32, gt=0)
     """Rows in one forward pass. A shard's rows are sorted by length first."""
     trust_remote_code: bool = False
-    """Run modelling code that comes with this model. Off unless this recipe says so for this model, and for a hub id
-    only with the full commit as `revision`: the code that was read is then the code that runs."""
+    """Run modelling code that comes with this model. A hub id then needs the full commit as `revision`: the code that
+    was read is then the code that runs."""
 
     @model_validator(mode="before")
     @classmethod
     def _name_from_model(cls, data: Any) -> Any:
         if isinstance(data, dict) and not data.get("name") and isinstance(data.get("model"), str):
-            return {**data, "name": folder_name(re.split(r"[/:]", data["model"].rstrip("/"))[-1])}
+            last = re.split(r"[/:]", data["model"].rstrip("/"))[-1]
+            return {**data, "name": re.sub(r"[^A-Za-z0-9._-]+", "-", last) or "teacher"}
         return data
 
     @model_validator(mode="after")
@@ -93,21 +141,8 @@ class SentenceTransformerTeacher(TeacherBase):
             )
         return self
 
-    @property
-    def size(self) -> int | None:
-        return self.truncate or self.dim
-
-    def at(self, weights: str) -> SentenceTransformerTeacher:
-        """This teacher with what `weights_identity` found pinned, so that every process of a run loads the same."""
-        kind, _, commit = weights.partition(":")
-        return self.model_copy(update={"revision": commit}) if kind == "commit" else self
-
     def load(self, device: str | None = None) -> Encoder:
-        """The model, loaded; heavy.
-
-        Raises:
-            ConfigError: nothing loads from there.
-        """
+        """See `TeacherBase.load`."""
         return load_sentence_transformer(
             self.model,
             self.revision,
@@ -121,68 +156,56 @@ class SentenceTransformerTeacher(TeacherBase):
         )
 
     def weights(self) -> str:
-        """What identifies its weights; reads their bytes or asks the hub.
-
-        Raises:
-            ConfigError: there are none.
-        """
+        """See `TeacherBase.weights`."""
         return weights_identity(self.model, self.revision)
 
+    def at(self, weights: str) -> SentenceTransformerTeacher:
+        """See `TeacherBase.at`."""
+        kind, _, commit = weights.partition(":")
+        return self.model_copy(update={"revision": commit}) if kind == "commit" else self
+
     def behaviour(self) -> dict[str, Any]:
-        """What decides this teacher's vectors, beside its weights."""
+        """See `TeacherBase.behaviour`."""
         assert self.dtype != "auto", "vectors in a precision that is still to be decided have no identity"
-        return self.model_dump(mode="json", exclude={"name", "weight", "pool", "batch_size", "revision", "dim"})
+        return super().behaviour()
 
 
 class HashTeacher(TeacherBase):
-    """A teacher without weights, for trying the plumbing at size."""
+    """A teacher without weights, to test runs with."""
 
     type: Literal["hash"]
     dim: int = Field(default=64, gt=0)
     """Size of its vectors."""
     name: Name = "hash"
 
-    @property
-    def size(self) -> int | None:
-        return self.truncate or self.dim
-
-    def at(self, weights: str) -> HashTeacher:
-        """Itself: it has no weights."""
-        return self
-
     def load(self, device: str | None = None) -> Encoder:
-        """The encoder; light."""
+        """See `TeacherBase.load`."""
         return HashEncoder(self.dim, self.prompt_texts)
 
-    def weights(self) -> str:
-        """It has none."""
-        return "none"
 
-    def behaviour(self) -> dict[str, Any]:
-        """What decides its vectors."""
-        return self.model_dump(mode="json", exclude={"name", "weight", "pool"})
+TEACHERS: dict[str, type[TeacherBase]] = {"sentence_transformer": SentenceTransformerTeacher, "hash": HashTeacher}
+"""Every kind of teacher, by the `type` that a recipe gives it."""
 
 
 def teacher_kind(value: Any) -> str:
-    """The `type` of a teacher as it stands in a recipe or in memory."""
+    """Read the `type` of a teacher in a recipe or in memory; the default is a sentence-transformers model."""
     return (value.get("type") if isinstance(value, dict) else getattr(value, "type", None)) or "sentence_transformer"
 
 
-Teacher = Annotated[
-    Annotated[SentenceTransformerTeacher, Tag("sentence_transformer")] | Annotated[HashTeacher, Tag("hash")],
-    Discriminator(teacher_kind),
-]
-"""Any kind of teacher; `type` picks it, a sentence-transformers model when left out."""
+def any_teacher(kinds: Mapping[str, type[TeacherBase]]) -> Any:
+    """Make the type of a setting that takes a teacher of any of the kinds; `type` picks it."""
+    members = tuple(Annotated[kind, Tag(name)] for name, kind in kinds.items())
+    return Annotated[Union[members], Discriminator(teacher_kind)]
+
+
+if TYPE_CHECKING:
+    Teacher = TeacherBase
+else:
+    Teacher = any_teacher(TEACHERS)
 
 
 def described(teacher: Teacher, weights: str) -> dict[str, Any]:
-    """What teachers.json says of a teacher with these `Teacher.weights`. Teachers of equal `identity` give equal
-    vectors."""
+    """Make the entry of teachers.json for a teacher with these `weights()`; equal `identity` means equal vectors."""
     pinned = {**teacher.behaviour(), "weights": weights}
     known = {"name": teacher.name, "weight": teacher.weight, "dim": teacher.size}
     return {**known, "identity": fingerprint(pinned), **pinned}
-
-
-def folder_name(text: str) -> str:
-    """`text` with everything but letters, digits, dot, dash and underscore made a dash."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", text) or "teacher"

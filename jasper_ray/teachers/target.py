@@ -1,4 +1,4 @@
-"""How teachers' vectors become one target, and the guards at its door.
+"""The target that teachers' vectors make together, and the checks of these vectors.
 
 The target of a text is its teachers' unit vectors, each scaled by √weight, one beside the other, normalised
 again (arXiv 2412.19048, section 2.1). Its Gram matrix is then the weighted mean of the teachers' cosines.
@@ -19,7 +19,7 @@ from jasper_ray.vectors import normalise
 
 
 def check_vectors(vectors_BD: np.ndarray, texts: Sequence[str], teacher: str, dim: int | None) -> None:
-    """Stop vectors that would poison a target at the door.
+    """Reject vectors that would corrupt the target.
 
     Raises:
         ConfigError: the row count or size is wrong, or a row is not finite, zero, or not of length 1; it names the
@@ -29,7 +29,7 @@ def check_vectors(vectors_BD: np.ndarray, texts: Sequence[str], teacher: str, di
         raise ConfigError(f"teacher {teacher!r} returned shape {vectors_BD.shape} for {len(texts)} texts")
     if dim is not None and vectors_BD.shape[1] != dim:
         raise ConfigError(
-            f"teacher {teacher!r} returned vectors of size {vectors_BD.shape[1]}, but dim says {dim}; mend dim"
+            f"teacher {teacher!r} returned vectors of size {vectors_BD.shape[1]}, but dim is {dim}; fix dim"
         )
     lengths_B = np.linalg.norm(vectors_BD.astype(np.float32), axis=1)
     faults = (
@@ -42,12 +42,12 @@ def check_vectors(vectors_BD: np.ndarray, texts: Sequence[str], teacher: str, di
             text = texts[int(bad_B.argmax())]
             raise ConfigError(
                 f"teacher {teacher!r} returned a vector that is {fault} for the text {text[:80]!r} "
-                f"({int(bad_B.sum())} of {len(texts)} rows); try dtype float32, or leave such texts out"
+                f"({int(bad_B.sum())} of {len(texts)} rows); set dtype float32, or remove such texts"
             )
 
 
 def fuse(columns: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
-    """The target `[B, E]`, float32 unit rows, from one `[B, D]` tensor a teacher, in the recipe's order."""
+    """Make the target `[B, E]`, float32 unit rows, from one `[B, D]` tensor a teacher, in the recipe's order."""
     parts = [
         torch.nn.functional.normalize(column_BD.float(), dim=1) * weight**0.5
         for column_BD, weight in zip(columns, weights, strict=True)
@@ -55,8 +55,12 @@ def fuse(columns: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
     return torch.nn.functional.normalize(torch.cat(parts, dim=1), dim=1)
 
 
-def cut(vectors_BD: np.ndarray, size: int, teacher: str) -> np.ndarray:
-    """The first `size` dimensions, of length 1 again."""
+def truncate_dims(vectors_BD: np.ndarray, size: int, teacher: str) -> np.ndarray:
+    """Keep the first `size` dimensions, normalised again.
+
+    Raises:
+        ConfigError: there are fewer.
+    """
     if size > vectors_BD.shape[1]:
         raise ConfigError(
             f"teacher {teacher!r}: truncate is {size}, but its vectors have only {vectors_BD.shape[1]} dimensions"

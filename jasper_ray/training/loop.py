@@ -12,7 +12,7 @@ import torch.distributed as dist
 from ray.train.torch import get_device
 from torch import Tensor
 
-from jasper_ray.losses import LossTerms, Objective
+from jasper_ray.losses.objective import LossTerms, Objective
 from jasper_ray.models.folder import StudentCard, load_student_folder, save_student
 from jasper_ray.models.student import Student
 from jasper_ray.training import checkpoints

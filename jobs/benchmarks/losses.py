@@ -27,7 +27,7 @@ from benchmarks.harness import (
     resident_mib,
 )
 from jasper_ray.losses import count_comparisons, relative_similarity_loss
-from jasper_ray.losses.geometry import check_rows, pair_cosines
+from jasper_ray.losses.distillation import check_rows, pair_cosines
 
 COMPARED = (32, 64, 128)
 """Batch sizes that both forms compute."""
