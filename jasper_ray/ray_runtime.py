@@ -68,6 +68,11 @@ def ray_session(cpus: float, gpus: float) -> Iterator[None]:
             stop_ray()
 
 
+def starts_ray() -> bool:
+    """Tell whether a session that begins now starts a Ray on this machine, instead of joining one."""
+    return not ray.is_initialized() and not os.environ.get("RAY_ADDRESS")
+
+
 def join_or_start(cpus: float) -> None:
     """Join the Ray at RAY_ADDRESS, or start one for this process.
 
@@ -232,3 +237,18 @@ def repartition_with(dataset: Dataset, block_rows: int, num_cpus: float, compute
     operator.ray_remote_args["num_cpus"] = num_cpus
     object.__setattr__(operator, "compute", compute)  # a frozen dataclass
     return blocks
+
+
+def fit_trainer(trainer: Any) -> None:
+    """Call `fit` of a Ray Train trainer; Ctrl-C ends its workers and is raised.
+
+    Ray Train's own handler of Ctrl-C, which is replaced here, ends the program with exit code 0.
+    """
+    controllers: list[Any] = []
+    trainer._register_sigint_handler = controllers.append
+    try:
+        trainer.fit()
+    except BaseException:
+        for controller in controllers:
+            ray.kill(controller)
+        raise

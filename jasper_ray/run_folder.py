@@ -1,4 +1,4 @@
-"""The run folder: what lies where, what each stage is identified by, and what is finished.
+"""The run folder: paths, fingerprints of the stages, and marks of the finished ones.
 
 runs/<name>/
   recipe.yaml                       the resolved recipe
@@ -21,6 +21,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryFile
+from types import MappingProxyType
 from typing import Any
 
 from jasper_ray.atomic import atomic_folder, locked_folder, write_text
@@ -33,7 +34,7 @@ KEEPS_RESULT = {
     *("checkpoint_every", "max_restarts", "cpus_per_worker", "gpus_per_worker", "threads"),
     *("group_rows", "gradient_checkpointing"),
 }
-"""Settings of a stage that change how it runs and not what it makes."""
+"""Settings of a stage that do not change its student."""
 
 
 @dataclass(frozen=True)
@@ -61,15 +62,15 @@ class StageFolder:
     def mark_done(self) -> None:
         write_text(self.path / "DONE", "")
 
-    def begin(self, stage: Stage, steps: int) -> None:
-        """Make the folder and write down what runs in it."""
+    def create(self, stage: Stage, steps: int) -> None:
+        """Make the folder and write the stage's settings to it."""
         self.checkpoints.mkdir(parents=True, exist_ok=True)
         write_text(self.path / "stage.json", as_json({"steps": steps, **stage.model_dump(mode="json")}))
 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """A run's folder; every process of the run must see it under the same path."""
+    """The folder of a run, which every process of the run must see under the same path."""
 
     path: Path
 
@@ -95,17 +96,17 @@ class RunFolder:
         return self.path / "evaluation.json"
 
     def targets(self, recipe: Recipe) -> Path | None:
-        """Where teacher vectors are kept; None when they are not."""
+        """Return the folder of cached teacher vectors; None if the recipe does not cache them."""
         if not isinstance(recipe.targets, CachedTargets):
             return None
         return Path(recipe.targets.path).absolute() if recipe.targets.path else self.path / "targets"
 
     def stage(self, number: int, name: str, print_: str) -> StageFolder:
-        """The folder of the stage with that fingerprint; number 0 is the student before training."""
+        """Return the folder of a stage by its fingerprint; number 0 is the student before training."""
         return StageFolder(self.path / "stages" / f"{number}-{name}-{print_}")
 
-    def open(self) -> None:
-        """Make the folder, or continue in it.
+    def create(self) -> None:
+        """Make the folder unless it exists.
 
         Raises:
             ConfigError: it cannot be written.
@@ -119,12 +120,12 @@ class RunFolder:
             ) from error
 
     def keep(self, recipe: Recipe, teachers: Sequence[dict[str, Any]]) -> None:
-        """Write down what runs here, once nothing speaks against it."""
-        write_text(self.recipe_file, dump_recipe(recipe))  # first: it has the precisions of the teachers' identities
+        """Write the recipe and the teachers of the run."""
+        write_text(self.recipe_file, dump_recipe(recipe))  # first: the teachers' identities depend on its precisions
         write_text(self.pinned_teachers, as_json(list(teachers)))
 
     def precisions(self) -> dict[str, Dtype]:
-        """The precision of each part by name, as this run's recipe.yaml has it; nothing for a new run.
+        """Read the precision of each part by name from the run's recipe.yaml; a new run has none.
 
         Raises:
             ConfigError: its recipe.yaml cannot be read.
@@ -135,7 +136,11 @@ class RunFolder:
         return {part.name: part.precision for part in kept if part.precision != "auto"}
 
     def locked(self) -> AbstractContextManager[None]:
-        """Keep every other process out of an open folder; raises `ConfigError` where one works here."""
+        """Lock the folder against other processes.
+
+        Raises:
+            ConfigError: another process works in it.
+        """
         return locked_folder(
             self.path,
             f"another process is working in the run folder {str(self.path)!r}; wait for it, end it, or choose "
@@ -144,7 +149,7 @@ class RunFolder:
 
     @property
     def recipe_file(self) -> Path:
-        """The recipe as this run carries it out: nothing in it is left open."""
+        """The resolved recipe."""
         return self.path / "recipe.yaml"
 
     @property
@@ -152,33 +157,32 @@ class RunFolder:
         return self.path / "teachers.json"
 
     def check_teachers(self, teachers: Sequence[dict[str, Any]]) -> None:
-        """Refuse to continue a run that was begun with other teachers.
+        """Refuse to continue a run that began with other teachers.
 
         Raises:
-            ConfigError: it names the first difference.
+            ConfigError: names the first difference.
         """
-        place = self.pinned_teachers
-        if not place.is_file():
+        if not self.pinned_teachers.is_file():
             return
-        pinned = json.loads(place.read_text(encoding="utf-8"))
+        pinned = json.loads(self.pinned_teachers.read_text(encoding="utf-8"))
         if [decisive(t) for t in pinned] != [decisive(t) for t in teachers]:
             raise ConfigError(
-                f"{str(place)!r} says this run's targets come from {difference(pinned, teachers)}; "
+                f"{str(self.pinned_teachers)!r} says this run's targets come from {difference(pinned, teachers)}; "
                 "choose another run folder with --run, or restore the recipe's teachers"
             )
 
 
 def decisive(teacher: dict[str, Any]) -> dict[str, Any]:
-    """What must not change of a teacher; its size follows from the rest, whether the recipe tells it or not."""
+    """Return the entries of a teacher that must not change; its size follows from the others."""
     return {key: value for key, value in teacher.items() if key != "dim"}
 
 
 def difference(pinned: Sequence[dict[str, Any]], now: Sequence[dict[str, Any]]) -> str:
-    """The first thing in which two lists of teachers differ, in words."""
+    """Describe the first difference between two lists of teachers."""
     if [t["name"] for t in pinned] != [t["name"] for t in now]:
         return f"{', '.join(t['name'] for t in pinned)}, but the recipe now names {', '.join(t['name'] for t in now)}"
     for before, after in zip(pinned, now, strict=True):
-        # the identity comes last: it says that they differ, and not in what
+        # the identity comes last: it shows that they differ, but not in what
         keys = [key for key in decisive({**before, **after}) if key != "identity"]
         for key in [*keys, "identity"]:
             if before.get(key) != after.get(key):
@@ -191,13 +195,13 @@ def stage_fingerprints(
     teachers: Sequence[dict[str, Any]],
     corpus: str,
     base: str | None = None,
-    sight: Mapping[str, Any] | None = None,
+    identities: Mapping[str, Mapping[str, Any] | None] = MappingProxyType({}),
 ) -> list[str]:
-    """One fingerprint for the student before training and one for each stage; each covers all that came before it.
+    """Compute a fingerprint for the student before training and one for each stage; each covers all before it.
 
-    `corpus` identifies the texts, `base` the weights that the student's body starts with where they lie in a folder,
-    `sight` the images and the tower: only stages on images depend on these, so a student that finished its texts can
-    be taught to see.
+    `corpus` identifies the texts and `base` the body's pretrained weights if they are a folder. `identities` holds, by
+    data kind, what only stages on such rows depend on: the images and the tower, so that a student that finished its
+    texts can learn images later.
     """
     prints = [
         fingerprint(
@@ -213,12 +217,13 @@ def stage_fingerprints(
     ]
     for stage in recipe.stages:
         settings = stage.model_dump(mode="json", exclude=KEEPS_RESULT)
-        prints.append(fingerprint([prints[-1], settings, *([sight] if stage.data == "images" else [])]))
+        identity = identities.get(stage.data)
+        prints.append(fingerprint([prints[-1], settings, *([identity] if identity else [])]))
     return prints
 
 
 def publish(source: Path, destination: Path) -> None:
-    """Copy a finished student to where users look for it, whole or not at all."""
+    """Copy a finished student to `destination`, atomically."""
     with atomic_folder(destination) as staging:
         shutil.copytree(source, staging, dirs_exist_ok=True)
 

@@ -194,7 +194,7 @@ def cut(batches: Iterator[Batch], rows: int) -> Iterator[Batch]:
 
 def train_alone(job: StageJob, rows: Iterator[Batch]) -> None:
     """Train a stage without Ray, in a world of one."""
-    job.folder.begin(job.stage, job.total_steps)
+    job.folder.create(job.stage, job.total_steps)
     if not dist.is_initialized():  # once: DeepSpeed remembers its groups
         rendezvous = f"file://{job.folder.path}/rendezvous"
         dist.init_process_group("gloo", init_method=rendezvous, rank=0, world_size=1)
@@ -209,7 +209,7 @@ def train_alone(job: StageJob, rows: Iterator[Batch]) -> None:
 def train_in_turn(jobs: Sequence[StageJob], rows_of: Callable[[StageJob], Iterator[Batch]], state: Path) -> None:
     """Train stages of two workers one after the other in one worker group of Ray Train, with no other process."""
     for job in jobs:
-        job.folder.begin(job.stage, job.total_steps)
+        job.folder.create(job.stage, job.total_steps)
     TorchTrainer(
         work_in_turn,
         train_loop_config={"jobs": jobs, "rows_of": rows_of},

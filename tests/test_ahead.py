@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from jasper_ray.training.prefetch import ahead
+from jasper_ray.training.stage import prefetch
 
 
 def test_the_first_item_is_asked_for_before_anyone_needs_it() -> None:
@@ -17,7 +17,7 @@ def test_the_first_item_is_asked_for_before_anyone_needs_it() -> None:
         asked.set()
         yield 1
 
-    coming = ahead(items())
+    coming = prefetch(items())
     assert asked.wait(timeout=10)
     assert list(coming) == [1]
 
@@ -30,7 +30,7 @@ def test_all_items_come_in_order_and_no_more_than_one_is_made_early() -> None:
             made.append(number)
             yield number
 
-    for used, item in enumerate(ahead(items())):
+    for used, item in enumerate(prefetch(items())):
         assert item == used
         assert len(made) <= used + 2
 
@@ -40,7 +40,7 @@ def test_an_error_comes_in_the_place_of_its_item() -> None:
         yield 1
         raise ValueError("the second one")
 
-    coming = ahead(items())
+    coming = prefetch(items())
     assert next(coming) == 1
     with pytest.raises(ValueError, match="the second one"):
         next(coming)

@@ -218,7 +218,7 @@ def test_a_finished_run_does_nothing_again(
     trained = times(job.run)
     with caplog.at_level(logging.INFO, logger="jasper_ray"):
         distill(parse_recipe(recipe_values(job.folder, FIRST, SECOND), "test"), job.run)
-    assert "second  finished before" in caplog.text
+    assert "second  already done, skipping" in caplog.text
     assert times(job.run) == trained
 
 

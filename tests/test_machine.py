@@ -10,7 +10,7 @@ import pytest
 import yaml
 from small_run import recipe_values, stage
 
-from jasper_ray.distill.precision import in_precisions
+from jasper_ray.distill.preflight import in_precisions
 from jasper_ray.recipe import Recipe, load_recipe, parse_recipe, shipped_recipes
 from jasper_ray.recipe.dry_run import least_resources
 from jasper_ray.recipe.machine import (
@@ -139,7 +139,7 @@ def test_a_run_that_goes_on_where_auto_would_choose_otherwise_has_the_same_teach
 ) -> None:
     recipe, run = parse_recipe(values, "test"), RunFolder(tmp_path / "run")
     begun = in_precisions(recipe, run.precisions(), lambda *_: FAST)
-    run.open()
+    run.create()
     run.keep(begun, identities(begun))
     caplog.set_level(logging.INFO)
     continued = in_precisions(recipe, run.precisions(), lambda *_: SLOW)
@@ -162,7 +162,7 @@ def test_a_run_of_an_earlier_version_goes_on_in_what_its_recipe_said(values: dic
     values["stages"][0]["precision"] = "bf16"
     written = parse_recipe(values, "test").model_dump(mode="json")
     del written["evaluation"]["precision"]
-    run.open()
+    run.create()
     run.recipe_file.write_text(yaml.safe_dump(written))
     assert run.precisions() == {"teacher all-MiniLM-L6-v2": "bfloat16", "stage one": "bfloat16"}
 

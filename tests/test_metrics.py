@@ -18,10 +18,10 @@ from jasper_ray.training.metrics import (
     StepClock,
     keep_steps_before,
     last_step,
+    log_steps,
     logger,
     newest_records,
     progress_line,
-    telling_steps,
 )
 
 
@@ -142,9 +142,9 @@ def test_each_step_is_told_once_and_the_last_ones_at_the_end(
 ) -> None:
     monkeypatch.setattr(logger, "disabled", False)  # import-linter, called by another test, silences all there are
     with caplog.at_level(logging.INFO, logger="jasper_ray"):
-        with telling_steps(log, "fc1", "texts", 10):
+        with log_steps(log, "fc1", "texts", 10):
             add(log, record(6), record(7))
-        with telling_steps(log, "fc1", "texts", 10):
+        with log_steps(log, "fc1", "texts", 10):
             pass
     assert [entry.getMessage() for entry in caplog.records] == [
         "fc1  step 8/10  loss 2  100 texts/s  25% waiting  1 s left"

@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import get_args
 
@@ -200,3 +202,59 @@ def test_worker_scope_is_the_mean_of_the_workers_own_batches(workers: list[dict[
     expected = gradients(student, (halves[0].total + halves[1].total) / 2)
     for found, half in zip(workers, halves, strict=True):
         assert_near(found["worker"], {**expected, **half.terms})
+
+
+# ---- A new loss ----
+
+NEW_LOSS = """
+import torch
+from jasper_ray.losses import LOSSES, Loss, Option
+
+def distance_loss(student_BD, teacher_BD, exponent=2.0):
+    return (student_BD - teacher_BD).abs().pow(exponent).mean()
+
+options = {"exponent": Option(2.0, "Its power.")}
+LOSSES["distance"] = Loss(distance_loss, "Weight of the distance.", least_rows=4, same_size=True, options=options)
+
+from jasper_ray.losses.objective import Objective
+from jasper_ray.recipe.stage import Stage
+
+def stage(**settings):
+    usual = {"name": "new", "train": ["*"], "learning_rate": 0.1, "steps": 1, "batch_size": 8}
+    return Stage.model_validate({**usual, "losses": {6: {"distance": 3, "exponent": 1.5, "similarity": 1}}, **settings})
+
+target_BE = torch.randn(8, 6)
+student = torch.nn.Linear(4, 6)
+features_BF = torch.randn(8, 4)
+objective = Objective(stage().losses)
+totals = []
+for _ in range(20):
+    result = objective({6: student(features_BF)}, {6: target_BE})
+    student.zero_grad()
+    result.total.backward()
+    with torch.no_grad():
+        for weight in student.parameters():
+            weight -= 0.1 * weight.grad
+    totals.append(float(result.total))
+assert list(result.terms) == ["similarity/6", "distance/6", "total"]
+assert totals[-1] < totals[0]
+wrong = {"at least 4 rows": {"micro_batch_size": 2}, "greater than or equal": {"losses": {6: {"distance": -1}}}}
+for refused, settings in wrong.items():
+    try:
+        stage(**settings)
+    except ValueError as error:
+        assert refused in str(error)
+    else:
+        raise AssertionError(refused)
+try:
+    objective({6: torch.ones(8, 6)}, {6: torch.ones(8, 5)})
+except ValueError as error:
+    assert "head 6 has a distance loss, but the target has 5 dimensions" in str(error)
+else:
+    raise AssertionError("sizes")
+"""
+
+
+def test_a_new_loss_is_a_function_and_a_row() -> None:
+    answer = subprocess.run([sys.executable, "-c", NEW_LOSS], text=True, capture_output=True, check=False)
+    assert answer.returncode == 0, answer.stderr

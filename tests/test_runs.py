@@ -126,10 +126,10 @@ def recipe_like(values: dict[str, Any], *stages: str) -> dict[str, Any]:
 
 def test_a_run_folder_says_what_runs_in_it(values: dict[str, Any], tmp_path: Path) -> None:
     run = RunFolder(tmp_path / "below" / "run")
-    run.open()
+    run.create()
     assert list(run.path.iterdir()) == []
     run.keep(recipe(values), TEACHERS)
-    run.open()
+    run.create()
     run.check_teachers(TEACHERS)
     assert parse_recipe(yaml.safe_load((run.path / "recipe.yaml").read_text()), "run") == recipe(values)
     assert json.loads((run.path / "teachers.json").read_text()) == TEACHERS
@@ -160,7 +160,7 @@ def test_a_run_does_not_continue_with_other_teachers(
     values: dict[str, Any], tmp_path: Path, now: list[dict[str, Any]], message: str
 ) -> None:
     run = RunFolder(tmp_path / "run")
-    run.open()
+    run.create()
     run.keep(recipe(values), TEACHERS)
     written = {path.name: path.read_bytes() for path in run.path.iterdir()}
     with pytest.raises(ConfigError, match=rf"teachers\.json' says this run's targets {message}"):
@@ -171,14 +171,14 @@ def test_a_run_does_not_continue_with_other_teachers(
 def test_a_size_that_the_recipe_tells_only_now_is_no_other_teacher(values: dict[str, Any], tmp_path: Path) -> None:
     run = RunFolder(tmp_path / "run")
     unsized = [{**teacher, "dim": None} for teacher in TEACHERS]
-    run.open()
+    run.create()
     run.keep(recipe(values), unsized)
     run.check_teachers(TEACHERS)
 
 
 def test_one_process_at_a_time_works_in_a_run(tmp_path: Path) -> None:
     run = RunFolder(tmp_path / "run")
-    run.open()
+    run.create()
     refused = pytest.raises(ConfigError, match="another process is working in the run folder")
     with run.locked(), refused, run.locked():
         pass
@@ -189,7 +189,7 @@ def test_one_process_at_a_time_works_in_a_run(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_written_is_told(values: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match=r"run folder '.*/file/run' cannot be written \(Not a directory\); .* --run"):
-        RunFolder(tmp_path / "file" / "run").open()
+        RunFolder(tmp_path / "file" / "run").create()
 
 
 def test_targets_lie_in_the_run_unless_the_recipe_shares_them(values: dict[str, Any], tmp_path: Path) -> None:
@@ -206,7 +206,7 @@ def test_targets_lie_in_the_run_unless_the_recipe_shares_them(values: dict[str, 
 def test_a_stage_is_done_when_it_says_so(values: dict[str, Any], tmp_path: Path) -> None:
     folder = RunFolder(tmp_path).stage(1, "first", "0123456789ab")
     assert folder == StageFolder(tmp_path / "stages" / "1-first-0123456789ab")
-    folder.begin(recipe(values).stages[0], steps=5)
+    folder.create(recipe(values).stages[0], steps=5)
     told = json.loads((folder.path / "stage.json").read_text())
     assert (told["name"], told["steps"], told["learning_rate"]) == ("first", 5, 1e-4)
     assert folder.checkpoints.is_dir()

@@ -33,10 +33,10 @@ from jasper_ray import load_student
 from jasper_ray.corpus.order import batches_in_pass
 from jasper_ray.corpus.settings import Images
 from jasper_ray.corpus.shards import PAIR_SHARD_SCHEMA, Shard, write_shard
-from jasper_ray.distill.baselines import measure_tower_ridge
-from jasper_ray.distill.heldout import measure_recall, read_heldout_pairs
+from jasper_ray.distill.heldout import read_heldout_pairs
+from jasper_ray.distill.measuring import measure_tower_ridge
 from jasper_ray.distill.run import stream_rows
-from jasper_ray.distill.students import write_sight
+from jasper_ray.distill.students import write_vision
 from jasper_ray.evaluation import evaluate, load_sets, read_sets
 from jasper_ray.labelling.labeller import Decoding, Labeller, LabelShard, whole_shards
 from jasper_ray.labelling.target_cache import TargetCache
@@ -78,7 +78,7 @@ class SeeingRun:
         self.pairs = folder / "pairs"
         *self.shards, self.heldout = write_pairs(self.images, self.pairs)
         self.blind, self.start = small.start, folder / "sight"
-        write_sight(self.blind, self.vision, 5, self.start)
+        write_vision(self.blind, self.vision, 5, self.start)
         self.cache = TargetCache(folder / "own")
         with process_as_it_was():
             list(labelled(whole_shards(self.shards), self.read, [self.label(self.cache)]))
@@ -225,7 +225,7 @@ def test_seeing_pays(run: SeeingRun, tmp_path: Path) -> None:
     assert min(score.value for score in scores) > 25  # of 100; chance is 10
     pairs = read_heldout_pairs(run.pairs, [run.heldout], run.images)
     assert pairs is not None
-    after, before = measure_recall(encoder, pairs), measure_recall(load_student(run.start), pairs)
+    after, before = pairs.scores(encoder), pairs.scores(load_student(run.start))
     assert sum(score.value for score in after) > sum(score.value for score in before)
     dataset = run.labeller(run.cache).label_shards(run.shards)
     with process_as_it_was():

@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pytest
 import torch
+from pydantic import create_model
 from safetensors.torch import load_file, save_file
+from small_run import recipe_values, stage
 
 from jasper_ray.assets import locate
 from jasper_ray.config import ConfigError
 from jasper_ray.encoders import HashEncoder
+from jasper_ray.recipe import Recipe
 from jasper_ray.teachers import (
+    TEACHERS,
     Ensemble,
     HashTeacher,
     SentenceTransformerTeacher,
+    TeacherBase,
     TeacherEncoder,
+    any_teacher,
     check_vectors,
     described,
     fuse,
@@ -194,3 +201,42 @@ def test_hash_vectors_are_the_same_everywhere_and_similar_for_shared_words() -> 
     np.testing.assert_allclose(np.linalg.norm(HashEncoder(1).encode(["", "a", "a b"]), axis=1), 1, atol=1e-6)
     a, b, c = HashEncoder(256).encode(["the red car stops", "the red car starts", "nobody knew why"])
     assert a @ b > a @ c + 0.3
+
+
+class LengthEncoder:
+    """Encodes the length of a text, as an angle."""
+
+    dims = (2,)
+    prompts: ClassVar[dict[str, str]] = {}
+    sees = False
+
+    def encode(self, texts: Sequence[str], prompt_name: str | None = None, dim: int | None = None) -> np.ndarray:
+        angles_B = np.array([len((prompt_name or "") + text) / 100 for text in texts], np.float32)
+        return np.stack([np.cos(angles_B), np.sin(angles_B)], axis=1)
+
+    def encode_heads(self, texts: Sequence[str], prompt_name: str | None = None) -> dict[int, np.ndarray]:
+        return {2: self.encode(texts, prompt_name)}
+
+
+class LengthTeacher(TeacherBase):
+    type: Literal["length"]
+    dim: int = 2
+
+    def load(self, device: str | None = None) -> LengthEncoder:
+        return LengthEncoder()
+
+
+def test_a_new_kind_of_teacher_is_a_settings_class_and_a_row(tmp_path: Path) -> None:
+    kind: Any = any_teacher({**TEACHERS, "length": LengthTeacher})
+    recipe_class: Any = create_model("RecipeWithLength", __base__=Recipe, teachers=(tuple[kind, ...], ...))
+    values = recipe_values(tmp_path, rows=20)
+    values["teachers"] += [{"type": "length", "name": "l", "prompt": "x: "}]
+    values["student"]["heads"] = [50, 16]
+    values["stages"] = [stage(losses={50: {"cosine": 1}, 16: {"similarity": 1}})]
+    recipe = recipe_class.model_validate(values)
+    assert [type(teacher) for teacher in recipe.teachers] == [HashTeacher, HashTeacher, LengthTeacher]
+    together = Ensemble([teacher.open() for teacher in recipe.teachers])
+    assert together.encode(TEXTS).shape == (len(TEXTS), recipe.student.heads[0])
+    entries = [described(teacher, teacher.weights()) for teacher in recipe.teachers]
+    assert (entries[2]["name"], entries[2]["dim"], entries[2]["prompt"]) == ("l", 2, "x: ")
+    assert len({entry["identity"] for entry in entries}) == 3

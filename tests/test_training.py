@@ -3,9 +3,11 @@ workers."""
 
 from __future__ import annotations
 
+import inspect
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
+import deepspeed.comm.torch
 import pytest
 import ray
 import torch
@@ -13,6 +15,7 @@ from small_run import SmallRun, changed, kill_a_worker_after, metrics, train_in_
 
 from jasper_ray.config import ConfigError
 from jasper_ray.run_folder import StageFolder
+from jasper_ray.training.engine import skip_shared_memory_operator
 from jasper_ray.training.job import latest_step
 from jasper_ray.training.stage import stop_file, work
 
@@ -130,7 +133,14 @@ def test_what_a_teacher_does_wrong_in_mid_stage_is_told_in_one_sentence(small: S
 
 def test_a_worker_does_not_begin_a_stage_that_no_restart_mends(small: SmallRun) -> None:
     job = small.job("not-mended")
-    job.folder.begin(job.stage, job.total_steps)
+    job.folder.create(job.stage, job.total_steps)
     stop_file(job).write_text("a reason")
     work({"job": job})
     assert not job.folder.metrics.exists()
+
+
+def test_deepspeed_asks_its_table_before_it_compiles_the_operator_that_is_skipped() -> None:
+    build = deepspeed.comm.torch.build_shm_op
+    skip_shared_memory_operator()
+    assert build() is None
+    assert "__compatible_ops__.get(builder.NAME" in inspect.getsource(build)

@@ -13,9 +13,9 @@ from jasper_ray.config import ConfigError
 from jasper_ray.vectors import Precision
 
 if TYPE_CHECKING:
-    from jasper_ray.distill.heldout import HeldOut, HeldOutPairs
-    from jasper_ray.encoders import Encoder, TokenEncoder
-    from jasper_ray.evaluation import Score, SetData
+    from jasper_ray.distill.heldout import HeldOut
+    from jasper_ray.encoders import Encoder
+    from jasper_ray.evaluation import SetData
 
 CONTINUES = False
 SETS = """
@@ -92,38 +92,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     transformers.utils.logging.disable_progress_bar()
     sets = read_sets(load_sets(listed)) if listed else ()
-    texts, pairs = read_run(run) if run else (None, None)
+    heldout = read_run(run) if run else []
     records = []
     for model in options.model:
         dtype = precise(options.dtype, options.device)
         print(f"measuring {model} in {dtype}", file=sys.stderr)
         encoder = load_encoder(model, options.device, dtype)
-        report_skipped(model, encoder, sets, heldout=texts is not None)
+        report_skipped(model, encoder, sets, heldout=any(not rows.needs_vision for rows in heldout))
         scores = evaluate(encoder, sets, options.dim)
-        if run:
-            scores += heldout_scores(encoder, texts, pairs, options.dim)
+        for rows in heldout:
+            scores += rows.scores(encoder, options.dim) if encoder.sees or not rows.needs_vision else []
         records += with_moment(model, scores)
         if options.json:
             write_scores(records, options.json)
     print(render(records))
 
 
-def read_run(run: Path) -> tuple[HeldOut | None, HeldOutPairs | None]:
-    """The held-out texts and pairs of a run folder."""
+def read_run(run: Path) -> list[HeldOut]:
+    """Read the held-out texts and pairs of a run folder."""
     require("distil")
-    from jasper_ray.distill.heldout import heldout_pairs_of, read_heldout
+    from jasper_ray.distill.heldout import read_heldout
 
-    return read_heldout(run), heldout_pairs_of(run)
-
-
-def heldout_scores(
-    encoder: TokenEncoder, texts: HeldOut | None, pairs: HeldOutPairs | None, dims: Sequence[int] | None
-) -> list[Score]:
-    """The agreement with the target on held-out texts, and the recall on held-out pairs of a model with vision."""
-    from jasper_ray.distill.heldout import measure_agreement, measure_recall
-    from jasper_ray.encoders import StudentEncoder
-
-    scores = measure_agreement(encoder, texts, dims) if texts else []
-    if pairs and isinstance(encoder, StudentEncoder) and encoder.sees:
-        scores += measure_recall(encoder, pairs, dims)
-    return scores
+    return read_heldout(run)

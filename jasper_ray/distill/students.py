@@ -1,31 +1,72 @@
-"""The student before training, and before a stage on images."""
+"""The students that stages start from: with random or fitted heads, and with a vision encoder before images."""
+
+# Shape legend: N rows, H hidden size of the body, E size of the target.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+
+import torch
+from ray.data import Dataset
 
 from jasper_ray.assets import locate
-from jasper_ray.corpus.images import IMAGES
-from jasper_ray.corpus.prepare import log_prepared, prepare
-from jasper_ray.corpus.settings import Images
-from jasper_ray.corpus.shards import PairManifest
-from jasper_ray.distill.heldout import HeldOutPairs, read_heldout_pairs
-from jasper_ray.labelling.labeller import Decoding, Labeller
-from jasper_ray.labelling.target_cache import TargetCache
+from jasper_ray.cli import log_progress
+from jasper_ray.corpus.shards import first_rows
+from jasper_ray.distill.heldout import by_prompt, target
+from jasper_ray.distill.plan import Plan
+from jasper_ray.encoders import load_student
 from jasper_ray.models.folder import VISION, StudentCard, load_student_folder, save_student
-from jasper_ray.models.identity import folder_digest
 from jasper_ray.models.loading import load_tokenizer
+from jasper_ray.models.ridge import RidgeFit, set_heads
 from jasper_ray.models.student import build_student, give_sight
-from jasper_ray.models.vision import VisionSettings, read_preprocessing
-from jasper_ray.recipe import Recipe
-from jasper_ray.run_folder import RunFolder
-from jasper_ray.teachers import OWN, OwnTeacher
+from jasper_ray.models.vision import VisionSettings
+from jasper_ray.ray_runtime import own_device
+from jasper_ray.recipe import Recipe, RidgeHeads
+from jasper_ray.run_folder import publish
+from jasper_ray.teachers import Teacher
+
+logger = logging.getLogger(__name__)
+
+
+def starting_student(plan: Plan) -> Path:
+    """Write the student before training, unless it is there, and return its folder."""
+    folder = plan.folder(0)
+    if folder.is_done:
+        return folder.student
+    began = time.monotonic()
+    random_heads = folder.path / "random_heads"
+    with log_progress("writing the starting student"):
+        write_start(plan.recipe, random_heads)
+    heads = plan.recipe.heads_start
+    if isinstance(heads, RidgeHeads):
+        shards = first_rows(plan.texts.shards, heads.rows)
+        logger.info("fitting the heads to %d texts", sum(shard.rows for shard in shards))
+        dataset = plan.texts.labeller().label_shards(shards)
+        with log_progress("fitting the heads"):
+            fit_heads_remotely(plan, dataset, heads.regularisation, folder.student)
+    else:
+        publish(random_heads, folder.student)
+    folder.mark_done()
+    logger.info("start  %s heads, %.0f s", heads.type, time.monotonic() - began)
+    return folder.student
+
+
+def stage_start(plan: Plan, number: int, before: Path) -> Path:
+    """Return the student that a stage starts from: `before`, or its copy with vision if the stage needs that first."""
+    vision, place = plan.recipe.student.vision, plan.folder(number).path / "start"
+    if not plan.recipe.stages[number - 1].kind.needs_vision or (before / VISION).is_dir():
+        return before
+    if not place.is_dir():
+        with log_progress("adding vision to the student"):
+            plan.call(write_vision, before, vision, plan.recipe.seed, place)
+    return place
 
 
 def write_start(recipe: Recipe, folder: Path) -> None:
-    """The student with random heads."""
+    """Write the student with random heads."""
     body = recipe.student.body
     tokenizer = load_tokenizer(locate(body.base, body.revision), body.revision)
     card = StudentCard(
@@ -34,70 +75,39 @@ def write_start(recipe: Recipe, folder: Path) -> None:
     save_student(build_student(recipe.student, recipe.seed), tokenizer, card, folder)
 
 
-def base_weights(recipe: Recipe) -> str | None:
-    """What identifies the weights that the body starts with where they lie in a folder, whose contents may change."""
-    body = recipe.student.body
-    location = Path(locate(body.base, body.revision))
-    return folder_digest(location) if location.is_dir() and not body.random_weights else None
-
-
-class Sight:
-    """The images of a run, and the vision encoder that its student gets."""
-
-    def __init__(self, recipe: Recipe, images: Images, vision: VisionSettings, run: RunFolder) -> None:
-        self.recipe = recipe
-        self.images = images
-        self.vision = vision
-        self.run = run
-        self.manifest: PairManifest = prepare(IMAGES, images, run.pairs, recipe.seed)
-        self.heldout: HeldOutPairs | None = read_heldout_pairs(run.pairs, self.manifest.heldout, images)
-        log_prepared(IMAGES, self.manifest)
-
-    def identity(self) -> dict[str, Any]:
-        """What decides, beside the student and the stage, what a stage on images makes."""
-        return {
-            "vision": self.vision.model_dump(mode="json"),
-            "tower": tower_weights(self.vision),
-            "images": self.manifest.fingerprint,
-            "captions": self.images.dtype,
-        }
-
-    def student(self, before: Path, place: Path, remote: Callable[..., Any]) -> Path:
-        """The student that a stage on images begins with: `before`, or that with vision, written to `place`."""
-        if (before / VISION).is_dir():
-            return before
-        if not place.is_dir():
-            remote(write_sight, before, self.vision, self.recipe.seed, place)
-        return place
-
-    def labeller(self, start: Path) -> Labeller:
-        """What makes pixels and captions' vectors for a stage that begins with the student in `start`."""
-        targets = self.run.targets(self.recipe)
-        cache = TargetCache(targets / f"{OWN}-{folder_digest(start)[:12]}-{self.images.dtype}") if targets else None
-        return Labeller(
-            teachers=(OwnTeacher(start, self.images.pool, self.images.dtype, self.images.batch_size),),
-            caches=(cache,),
-            folder=self.run.pairs,
-            decoding=Decoding(read_preprocessing(start / VISION), self.images.pixel_limit, self.images.decoders),
-        )
-
-
-def open_sight(recipe: Recipe, run: RunFolder) -> Sight | None:
-    """The images of the recipe; None when it has none."""
-    if recipe.images is None or recipe.student.vision is None:
-        return None
-    return Sight(recipe, recipe.images, recipe.student.vision, run)
-
-
-def write_sight(before: Path, vision: VisionSettings, seed: int, place: Path) -> None:
-    """Write the student of `before` with vision."""
+def write_vision(before: Path, vision: VisionSettings, seed: int, place: Path) -> None:
+    """Write the student in `before` with a vision encoder to `place`."""
     student, tokenizer, card = load_student_folder(before)
     save_student(give_sight(student, tokenizer, vision, seed), tokenizer, card, place)
 
 
-def tower_weights(vision: VisionSettings) -> str | None:
-    """What identifies the weights that the tower starts with where they lie in a folder, whose contents may change."""
-    if vision.base is None:
-        return None
-    location = Path(locate(vision.base, vision.revision))
-    return folder_digest(location) if location.is_dir() else None
+def fit_heads_remotely(plan: Plan, dataset: Dataset, regularisation: float, destination: Path) -> None:
+    """Call `fit_heads` on the cluster for the student with random heads."""
+    start = plan.folder(0).path / "random_heads"
+    plan.call(fit_heads, start, dataset, plan.recipe.teachers, regularisation, destination, plan.threads)
+
+
+def fit_heads(
+    start: Path,
+    dataset: Dataset,
+    teachers: Sequence[Teacher],
+    regularisation: float,
+    destination: Path,
+    threads: int,
+) -> None:
+    """Fit the heads of the student in `start` to the labelled rows of `dataset`, and write it to `destination`.
+
+    Raises:
+        ConfigError: `start` is not a student folder.
+    """
+    torch.set_num_threads(threads)
+    encoder = load_student(start, own_device())
+    student = encoder.student
+    fit = RidgeFit(student.body.config.hidden_size, student.dims[0])
+    for batch in dataset.iter_batches(batch_size=None):
+        target_NE = target(batch, teachers)
+        for rows, prompt in by_prompt(batch):
+            pooled_NH = encoder.pooled(batch["text"][rows].tolist(), prompt)
+            fit.add(pooled_NH, target_NE[torch.from_numpy(rows)])
+    set_heads(student.cpu(), fit, regularisation)
+    save_student(student, encoder.tokenizer, encoder.card, destination)

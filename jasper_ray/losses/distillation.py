@@ -74,7 +74,7 @@ def relative_similarity_loss(student_BD: Tensor, teacher_BE: Tensor, margin: flo
     loss asks for the teacher's values this one is content with gaps wider than the margin in the teacher's order. It is
     not 0 for a perfect student: two pairs that the teacher itself holds less than the margin apart still pay.
     Cost: O(B^2 (D + E) + P log P) time and O(P) memory, exact: see `jasper_ray.losses.ranking`. The published form
-    builds P x P matrices.
+    builds P x P matrices (`benchmarks.losses`).
 
     student_BD: any floating dtype; the gradient flows here. teacher_BE: constant, no gradient flows into it.
     Returns a float32 scalar; cosines in float32 also under autocast, comparisons and sums in float64.

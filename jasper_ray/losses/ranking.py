@@ -40,6 +40,8 @@ def hinge_ranking_loss(student_P: Tensor, teacher_P: Tensor, margin: float) -> T
 
 
 class HingeRanking(torch.autograd.Function):
+    """The loss as one node of autograd, whose gradient is the counts."""
+
     @staticmethod
     def forward(ctx: Any, student_P: Tensor, teacher_P: Tensor, margin: float) -> Tensor:
         below_P, above_P = active_comparisons(student_P, teacher_P, margin)

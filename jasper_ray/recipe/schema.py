@@ -137,8 +137,8 @@ def check_losses(recipe: Recipe) -> None:
             coordinates = [name for name, loss in losses.weighed().items() if loss.same_size]
             if coordinates and dim != heads[0] and not stage.kind.own_targets:
                 raise ConfigError(
-                    f"stage {stage.name!r}: {coordinates[0]} compares coordinates, so only the full head {heads[0]} can "
-                    f"have it; remove it from head {dim}"
+                    f"stage {stage.name!r}: {coordinates[0]} compares coordinates, so only the full head {heads[0]} "
+                    f"can have it; remove it from head {dim}"
                 )
     trained = {dim for stage in recipe.stages if not stage.kind.own_targets for dim in stage.losses}
     idle = [dim for dim in heads if dim not in trained]

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class DataKind:
-    """A kind of rows that a stage trains on: the facts that a recipe is checked by, and the class that does the work."""
+    """A kind of rows to train on: the facts that a recipe's checks read, and the class that does the work."""
 
     settings: str
     """Key of the recipe that describes the rows."""
@@ -30,7 +30,7 @@ class DataKind:
     needs_vision: bool = False
     """The student needs a vision encoder to read a row."""
     own_targets: bool = False
-    """Each head has a target of its own size; otherwise all heads have the teachers' target, of the full head's size."""
+    """Each head has a target of its own size; otherwise all have the teachers' target, of the full head's size."""
 
 
 DATA_KINDS: dict[str, DataKind] = {

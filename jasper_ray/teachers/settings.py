@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from functools import reduce
+from operator import or_
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Union
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
@@ -194,8 +196,8 @@ def teacher_kind(value: Any) -> str:
 
 def any_teacher(kinds: Mapping[str, type[TeacherBase]]) -> Any:
     """Make the type of a setting that takes a teacher of any of the kinds; `type` picks it."""
-    members = tuple(Annotated[kind, Tag(name)] for name, kind in kinds.items())
-    return Annotated[Union[members], Discriminator(teacher_kind)]
+    members = [Annotated[kind, Tag(name)] for name, kind in kinds.items()]
+    return Annotated[reduce(or_, members), Discriminator(teacher_kind)]
 
 
 if TYPE_CHECKING:

@@ -1,1 +1,1 @@
-"""Training: one TorchTrainer a stage, one loop for all stages, DeepSpeed underneath."""
+"""Training: one TorchTrainer for each stage, one loop for all stages, on DeepSpeed."""

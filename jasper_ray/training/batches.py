@@ -1,4 +1,4 @@
-"""From labelled rows to what one forward and backward pass needs."""
+"""Micro-batches: labelled rows as the groups of tokens and the targets of one forward and backward pass."""
 
 # Shape legend: B rows of a micro-batch, S side of an image in pixels, D size of a head's vectors, E size of the target.
 
@@ -35,20 +35,47 @@ class MicroBatch:
     """Place of its first row in the stage's sequence."""
     groups: list[TokenGroup]
     targets: dict[int, Tensor]
-    """What each head's vectors are compared with, `[B, E]`; one tensor may serve several heads."""
+    """Target of each head, `[B, E]`; one tensor may serve several heads."""
     teacher_seconds: dict[str, float]
-    """Seconds each teacher worked on these rows; 0 where vectors came from the cache."""
+    """Seconds each teacher worked on these rows; 0 if the vectors came from the cache."""
     decode_seconds: float | None = None
-    """Seconds of a processor that it took to make pixels of these rows' images; None for texts."""
+    """Processor seconds that decoding these rows' images took; None for texts."""
 
     @property
     def rows(self) -> int:
         return len(self.ids)
 
 
+class Feed:
+    """Rows of a data kind as a stage trains on them; a kind gives `groups`, `targets` and `labelled_by`."""
+
+    def groups(
+        self, batch: Rows, tokenizer: PreTrainedTokenizerBase, card: StudentCard, group_rows: int
+    ) -> tuple[list[TokenGroup], Tensor]:
+        """Make the groups of tokens that the body takes, and the order of the rows in them."""
+        raise NotImplementedError
+
+    def targets(self, batch: Rows, dims: Sequence[int]) -> dict[int, Tensor]:
+        """Make the target of each head."""
+        raise NotImplementedError
+
+    @property
+    def labelled_by(self) -> Sequence[str]:
+        """Names of the teachers whose vectors the rows carry."""
+        raise NotImplementedError
+
+    def teacher_seconds(self, batch: Rows) -> dict[str, float]:
+        """Sum the seconds that each teacher worked on the rows."""
+        return {name: float(batch[seconds_column(name)].sum()) for name in self.labelled_by}
+
+    def decode_seconds(self, batch: Rows) -> float | None:
+        """Sum the seconds that decoding took; None for rows that need none."""
+        return float(batch[seconds_column(DECODING)].sum()) if seconds_column(DECODING) in batch else None
+
+
 @dataclass(frozen=True)
-class TextFeed:
-    """Rows are texts; the teachers' fused vectors are the target of every head."""
+class TextFeed(Feed):
+    """Texts; the target of every head is the teachers' fused vectors."""
 
     teachers: tuple[tuple[str, float], ...]
     """Name and weight of each teacher, in the order of the target."""
@@ -56,7 +83,6 @@ class TextFeed:
     def groups(
         self, batch: Rows, tokenizer: PreTrainedTokenizerBase, card: StudentCard, group_rows: int
     ) -> tuple[list[TokenGroup], Tensor]:
-        """The rows as the body takes them, and their order."""
         texts = [
             card.prompts[prompt] + text if prompt else text
             for text, prompt in zip(batch["text"], batch["prompt"], strict=True)
@@ -64,47 +90,36 @@ class TextFeed:
         return length_groups(tokenizer, texts, card.max_length, group_rows)
 
     def targets(self, batch: Rows, dims: Sequence[int]) -> dict[int, Tensor]:
-        """The target of each head."""
         columns = [vectors(batch, name) for name, _ in self.teachers]
         return dict.fromkeys(dims, fuse(columns, [weight for _, weight in self.teachers]))
 
-    def teacher_seconds(self, batch: Rows) -> dict[str, float]:
-        return {name: float(batch[seconds_column(name)].sum()) for name, _ in self.teachers}
-
-    def decode_seconds(self, batch: Rows) -> float | None:
-        return None
+    @property
+    def labelled_by(self) -> Sequence[str]:
+        return [name for name, _ in self.teachers]
 
 
 @dataclass(frozen=True)
-class ImageFeed:
-    """Rows are images; a head's target is the vector that the same head gave the caption when the stage began."""
+class ImageFeed(Feed):
+    """Images; a head's target is the vector that the same head gave the caption when the stage began."""
 
     image_tokens: int
     heads: tuple[int, ...]
-    """Sizes of the heads, in the order in which the captions' vectors stand side by side."""
+    """Sizes of the heads, in the order of the captions' vectors in a row."""
 
     def groups(
         self, batch: Rows, tokenizer: PreTrainedTokenizerBase, card: StudentCard, group_rows: int
     ) -> tuple[list[TokenGroup], Tensor]:
-        """The rows as the body takes them, and their order."""
         pixels_B3SS = torch.from_numpy(np.array(batch[PIXELS]))
         nothing = [""] * len(pixels_B3SS)
         return image_groups(tokenizer, nothing, pixels_B3SS, self.image_tokens, card.max_length, group_rows)
 
     def targets(self, batch: Rows, dims: Sequence[int]) -> dict[int, Tensor]:
-        """The target of each head."""
         parts = split_heads(vectors(batch, OWN), self.heads)
         return {dim: parts[dim] for dim in dims}
 
-    def teacher_seconds(self, batch: Rows) -> dict[str, float]:
-        return {OWN: float(batch[seconds_column(OWN)].sum())}
-
-    def decode_seconds(self, batch: Rows) -> float | None:
-        return float(batch[seconds_column(DECODING)].sum())
-
-
-Feed = TextFeed | ImageFeed
-"""What the rows of a stage are, and what their vectors are compared with."""
+    @property
+    def labelled_by(self) -> Sequence[str]:
+        return [OWN]
 
 
 @dataclass(frozen=True)
@@ -133,12 +148,12 @@ class Collate:
 
 
 def vectors(batch: Rows, teacher: str) -> Tensor:
-    """A teacher's vectors `[B, D]`."""
+    """Read a teacher's vectors `[B, D]`."""
     return torch.from_numpy(np.array(batch[vector_column(teacher)]))
 
 
 def first_place(positions_B: np.ndarray) -> int:
-    """The first of the places in a stage's sequence that a block of rows takes; they must follow each other."""
+    """Return the first place in the stage's sequence that a block of rows takes; the places must be consecutive."""
     first = int(positions_B.min())
     if not np.array_equal(np.sort(positions_B), np.arange(first, first + len(positions_B))):
         raise AssertionError(

@@ -1,4 +1,4 @@
-"""What the driver hands to the workers of a stage."""
+"""A stage that is ready to train, as the driver hands it to the workers, and its checkpoints on disk."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:  # torch takes seconds to import, and a worker imports it in a
 
 
 class StageStopped(ConfigError):
-    """A stage cannot go on for a reason that starting it again would not mend; the message is for the user."""
+    """A stage failed for a reason that a restart cannot fix; the message is for the user."""
 
 
 @dataclass(frozen=True)
@@ -24,21 +24,21 @@ class StageJob:
 
     stage: Stage
     start: Path
-    """The student folder that the stage begins with."""
+    """The student folder that the stage starts from."""
     folder: StageFolder
     total_steps: int
     feed: Feed
-    """What its rows are, and what their vectors are compared with."""
+    """Makes tokens or pixels, and targets, of the labelled rows."""
     dropout: float
     seed: int
 
 
 def complete_checkpoints(folder: Path) -> list[tuple[int, Path]]:
-    """Step and folder of every complete checkpoint, oldest first."""
+    """List step and folder of every complete checkpoint, oldest first."""
     return sorted((int(path.parent.name.rpartition("-")[2]), path.parent) for path in folder.glob("step-*/state.json"))
 
 
 def latest_step(folder: Path) -> int:
-    """Steps that the newest complete checkpoint has behind it; 0 when there is none."""
-    found = complete_checkpoints(folder)
-    return found[-1][0] if found else 0
+    """Return the steps done at the newest complete checkpoint; 0 without one."""
+    complete = complete_checkpoints(folder)
+    return complete[-1][0] if complete else 0

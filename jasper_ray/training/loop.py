@@ -1,4 +1,4 @@
-"""The loop: what every worker of every stage does. It knows no stage by name."""
+"""The training loop of every worker, the same for every stage."""
 
 from __future__ import annotations
 
@@ -15,19 +15,25 @@ from torch import Tensor
 from jasper_ray.losses.objective import LossTerms, Objective
 from jasper_ray.models.folder import StudentCard, load_student_folder, save_student
 from jasper_ray.models.student import Student
-from jasper_ray.training import checkpoints
 from jasper_ray.training.batches import Collate, MicroBatch, Rows
-from jasper_ray.training.engine import Engine, build_engine, trained_weights, update
+from jasper_ray.training.engine import (
+    Engine,
+    build_engine,
+    restore_checkpoint,
+    save_checkpoint,
+    trained_weights,
+    update,
+)
 from jasper_ray.training.job import StageJob, StageStopped
 from jasper_ray.training.metrics import MetricsLog, StepClock
-from jasper_ray.training.prefetch import ahead
+from jasper_ray.training.stage import prefetch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
 def train(job: StageJob, rows: Iterator[Rows]) -> None:
-    """Train one stage on this worker, from its last checkpoint to its end, and write the student it makes.
+    """Train one stage on this worker, from its last checkpoint to its end, and write the student.
 
     `rows` are this worker's labelled rows from that checkpoint on, a micro-batch at a time.
     """
@@ -35,9 +41,9 @@ def train(job: StageJob, rows: Iterator[Rows]) -> None:
     torch.manual_seed(job.seed)
     device = get_device()
     choose_attention(device)
-    student, tokenizer, card = load_student_folder(job.start, sight=job.stage.data == "images")
+    student, tokenizer, card = load_student_folder(job.start, sight=job.stage.kind.needs_vision)
     worker = Worker(job, student, device)
-    first_step = checkpoints.restore(worker.engine, job.folder.checkpoints)
+    first_step = restore_checkpoint(worker.engine, job.folder.checkpoints)
     if first_step < job.total_steps:
         worker.run(first_step, micro_batches(job, tokenizer, card, rows))
     export(worker.engine, job)
@@ -47,14 +53,14 @@ class Worker:
     """One rank's engine and objective."""
 
     def __init__(self, job: StageJob, student: Student, device: torch.device) -> None:
-        prepare(student, job)
+        set_up_student(student, job)
         self.job = job
         self.device = device
         self.engine: Engine = build_engine(student.to(device), job.stage, job.total_steps, device)
         self.objective = Objective(job.stage.losses, job.stage.scope, job.stage.reduction)
 
     def run(self, first_step: int, stream: Iterator[MicroBatch]) -> None:
-        """Steps `first_step` to the end, with metrics from rank 0 and checkpoints from all."""
+        """Train from `first_step` to the end; rank 0 writes metrics, all write checkpoints."""
         job, engine = self.job, self.engine
         engine.train()
         with ExitStack() as stack:
@@ -65,10 +71,10 @@ class Worker:
                     log.write({"step": step, "total_steps": job.total_steps, **record})
                 done = step + 1
                 if done % job.stage.checkpoint_every == 0 or done == job.total_steps:
-                    checkpoints.save(engine, job.folder.checkpoints, done)
+                    save_checkpoint(engine, job.folder.checkpoints, done)
 
     def step(self, step: int, stream: Iterator[MicroBatch]) -> dict[str, float]:
-        """One optimiser step: forward and backward over its micro-batches, then the update; what to log of it."""
+        """Do one optimiser step: forward and backward over its micro-batches, then the update. Returns its metrics."""
         clock = StepClock()
         terms: list[dict[str, float]] = []
         ids: list[str] = []
@@ -91,7 +97,7 @@ class Worker:
         return {**means, "lr": learning_rate, "grad_norm": norm, **clock.read(dist.get_world_size())}
 
     def forward(self, micro: MicroBatch) -> LossTerms:
-        """The objective over one micro-batch; one that is not finite stops the stage before anything learns of it."""
+        """Compute the objective over one micro-batch; if it is not finite, the stage stops before anything learns."""
         groups = [group.to(self.device) for group in micro.groups]
         dims = tuple(self.job.stage.losses)
         vectors = dict(zip(dims, self.engine(groups, dims), strict=True))
@@ -103,25 +109,25 @@ class Worker:
 def micro_batches(
     job: StageJob, tokenizer: PreTrainedTokenizerBase, card: StudentCard, rows: Iterator[Rows]
 ) -> Iterator[MicroBatch]:
-    """The rows as the model takes them, made ahead of time in a thread."""
+    """Collate the rows into micro-batches, one ahead in a thread."""
     collate = Collate(job.feed, tokenizer, card, job.stage.group_rows, tuple(job.stage.losses))
-    return ahead(map(collate, rows))
+    return prefetch(map(collate, rows))
 
 
 def on_device(targets: Mapping[int, Tensor], device: torch.device) -> dict[int, Tensor]:
-    """The targets on the device; a tensor that serves several heads is moved once."""
+    """Move the targets to the device; a tensor that serves several heads is moved once."""
     moved = {id(target_BE): target_BE.to(device) for target_BE in targets.values()}
     return {dim: moved[id(target_BE)] for dim, target_BE in targets.items()}
 
 
 def choose_attention(device: torch.device) -> None:
-    """On processors, compute attention step by step: the fused kernel's backward pass is several times slower there."""
+    """Turn off fused attention on processors, where its backward pass is several times slower."""
     if device.type == "cpu":
         torch.backends.cuda.enable_flash_sdp(False)  # despite its name it governs the processor's kernel too
 
 
-def prepare(student: Student, job: StageJob) -> None:
-    """Set what learns and how the body computes."""
+def set_up_student(student: Student, job: StageJob) -> None:
+    """Set the parameters that learn, dropout and gradient checkpointing."""
     student.freeze_all_but(job.stage.train)
     student.set_dropout(job.dropout)
     if job.stage.gradient_checkpointing:
@@ -130,7 +136,7 @@ def prepare(student: Student, job: StageJob) -> None:
 
 
 def check_place(micro: MicroBatch, round_: int, rows: int) -> None:
-    """Every worker's blocks come in turn: a row that is repeated, lost or out of order shows here at once."""
+    """Stop at a row that is repeated, lost or out of order: the workers' blocks come in turn."""
     expected = (round_ * dist.get_world_size() + dist.get_rank()) * rows
     if micro.rows != rows or micro.position != expected:
         raise AssertionError(
@@ -140,28 +146,32 @@ def check_place(micro: MicroBatch, round_: int, rows: int) -> None:
 
 
 def stop_if_not_finite(value: torch.Tensor, what: str, ids: list[str]) -> None:
-    """Stop all workers together when a scalar of any is not finite, and name the rows that it comes from."""
+    """Stop all workers together if a scalar of any is not finite, and name the rows of its batch.
+
+    Raises:
+        StageStopped: it is not finite.
+    """
     bad = (~torch.isfinite(value.detach())).to(torch.int32).clone()
     dist.all_reduce(bad, op=dist.ReduceOp.MAX)
     if bad.item():
-        found: list[list[str] | None] = [None] * dist.get_world_size()
-        dist.all_gather_object(found, ids if not torch.isfinite(value) else [])
-        rows = [row for part in found for row in part or []]
+        rows_of_workers: list[list[str] | None] = [None] * dist.get_world_size()
+        dist.all_gather_object(rows_of_workers, ids if not torch.isfinite(value) else [])
+        rows = [row for part in rows_of_workers for row in part or []]
         raise StageStopped(
             f"{what} is not finite for the batch of rows {', '.join(rows)}; the last checkpoint is kept: "
-            "lower learning_rate, set precision fp32, or leave these rows out of the data"
+            "lower learning_rate, set precision fp32, or remove these rows from the data"
         )
 
 
 def average_over_workers(terms: dict[str, torch.Tensor]) -> dict[str, float]:
-    """Each loss term, averaged over the workers."""
+    """Average each loss term over the workers."""
     values = torch.stack([value.float() for value in terms.values()])
     dist.all_reduce(values)
     return dict(zip(terms, (values / dist.get_world_size()).tolist(), strict=True))
 
 
 def export(engine: Engine, job: StageJob) -> None:
-    """Write the student: what learned from the engine's fp32 weights, all else as it was, to the bit."""
+    """Write the student: trained parameters from the engine's fp32 weights, all others unchanged to the bit."""
     trained = trained_weights(engine)
     if dist.get_rank() == 0:
         student, tokenizer, card = load_student_folder(job.start)

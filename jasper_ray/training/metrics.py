@@ -1,4 +1,4 @@
-"""Metrics of a running stage: metrics.jsonl, TensorBoard, and the progress line that the driver logs."""
+"""Metrics of a running stage: metrics.jsonl, TensorBoard, and the driver's progress lines."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class MetricsLog:
 
 
 def keep_steps_before(path: Path, step: int) -> None:
-    """Drop the lines of `step` and later: a stage that continues from a checkpoint writes them again."""
+    """Remove the lines of `step` and later: a stage that continues from a checkpoint writes them again."""
     if not path.is_file():
         return
     kept = [line for line in path.read_text(encoding="utf-8").splitlines() if is_before(line, step)]
@@ -50,7 +50,7 @@ def keep_steps_before(path: Path, step: int) -> None:
 
 
 def is_before(line: str, step: int) -> bool:
-    """Whether a metrics line is whole and of an earlier step; a killed worker may leave half a line."""
+    """Tell whether a metrics line is complete and of an earlier step; a killed worker may leave half a line."""
     try:
         return bool(json.loads(line)["step"] < step)
     except json.JSONDecodeError:
@@ -59,7 +59,7 @@ def is_before(line: str, step: int) -> bool:
 
 @dataclass
 class StepClock:
-    """Where a step's time went."""
+    """Rows and times of a step."""
 
     started: float = field(default_factory=time.perf_counter)
     waited: float = 0.0
@@ -71,8 +71,7 @@ class StepClock:
     def count(
         self, rows: int, waited: float, teacher_seconds: Mapping[str, float], decode_seconds: float | None = None
     ) -> None:
-        """Add one micro-batch: its rows, the seconds spent waiting for it, the seconds teachers worked on it, and those
-        that decoding its images took."""
+        """Add one micro-batch: its rows, and the seconds of waiting for it, of teachers and of decoding."""
         if decode_seconds is not None:
             self.decode_seconds = (self.decode_seconds or 0.0) + decode_seconds
         self.rows += rows
@@ -82,9 +81,11 @@ class StepClock:
             self.labelled[name] = self.labelled.get(name, 0) + (rows if seconds else 0)
 
     def read(self, workers: int) -> dict[str, float]:
-        """Rows a second over all workers, share of the time spent waiting, for each teacher that labelled: rows a
-        second of one copy, and rows labelled by this worker's share; for images, how many processors decoding kept
-        busy."""
+        """Return the metrics of the step: speed over all workers, share of waiting, and the work of each teacher.
+
+        `teacher_rows_per_s` is the speed of one copy, `labelled` the rows of all workers that it labelled, and
+        `decoding_processors` the number of processors that decoding kept busy.
+        """
         seconds = time.perf_counter() - self.started
         record = {"rows_per_s": workers * self.rows / seconds, "wait_share": self.waited / seconds, "seconds": seconds}
         for name, worked in self.teacher_seconds.items():
@@ -100,8 +101,8 @@ logger = logging.getLogger(__name__)
 
 
 @contextmanager
-def telling_steps(metrics: Path, name: str, unit: str, total_steps: int) -> Iterator[None]:
-    """While it is entered, log how far a stage is, every few seconds, and once more at the end."""
+def log_steps(metrics: Path, name: str, unit: str, total_steps: int) -> Iterator[None]:
+    """Log the progress of a stage every few seconds inside the block, and once more at its end."""
     progress = Progress(metrics, name, unit, total_steps)
     try:
         with log_repeatedly(progress.line):
@@ -112,7 +113,7 @@ def telling_steps(metrics: Path, name: str, unit: str, total_steps: int) -> Iter
 
 
 class Progress:
-    """How far a stage is, as its metrics tell."""
+    """Progress of a stage, read from its metrics."""
 
     def __init__(self, metrics: Path, name: str, unit: str, total_steps: int) -> None:
         self.metrics = metrics
@@ -124,11 +125,11 @@ class Progress:
         self.first = True
 
     def line(self) -> str:
-        """The steps since the last line, or what the stage is at while there are none."""
+        """Describe the steps since the last line, or what the stage is working on if there are none."""
         return self.fresh_line() or f"{self.name}  {self.waiting_for()}, {duration(time.monotonic() - self.began)}"
 
     def fresh_line(self) -> str | None:
-        """The steps since the last line, if there are any."""
+        """Describe the steps since the last line, if there are any."""
         records = newest_records(self.metrics)
         if records and records[-1]["step"] < self.shown:  # workers went back to a checkpoint
             self.shown = records[-1]["step"] - 1
@@ -141,20 +142,20 @@ class Progress:
         return progress_line(self.name, self.unit, fresh, self.total_steps)
 
     def waiting_for(self) -> str:
-        """Name the work that goes on between two steps."""
+        """Name the work between two steps."""
         if self.shown + 1 == self.total_steps:
             return "writing the student"
         return "waiting for the first batch" if self.first else f"working on step {self.shown + 2}/{self.total_steps}"
 
 
 def last_step(metrics: Path) -> int:
-    """The newest step logged; -1 before the first."""
+    """Return the newest step logged; -1 before the first."""
     records = newest_records(metrics)
     return records[-1]["step"] if records else -1
 
 
 def newest_records(metrics: Path) -> list[dict[str, Any]]:
-    """The newest whole lines of metrics.jsonl, as many as its last 64 KiB hold."""
+    """Read the newest complete lines of metrics.jsonl, as many as its last 64 KiB hold."""
     if not metrics.is_file():
         return []
     with metrics.open("rb") as file:
@@ -164,7 +165,7 @@ def newest_records(metrics: Path) -> list[dict[str, Any]]:
 
 
 def progress_line(name: str, unit: str, records: Sequence[dict[str, Any]], total_steps: int) -> str:
-    """`fc1  step 120/350  loss 3.21  312 texts/s  4% waiting  1 min 20 s left`, averaged over `records`."""
+    """Write `fc1  step 120/350  loss 3.21  312 texts/s  4% waiting  1 min 20 s left`, averaged over `records`."""
     seconds = sum(record["seconds"] for record in records)
     rows = sum(record["rows_per_s"] * record["seconds"] for record in records)
     waited = sum(record["wait_share"] * record["seconds"] for record in records)

@@ -19,7 +19,7 @@ from pathlib import Path
 from benchmarks import distill_ours, distill_peer
 from benchmarks.distill_workload import Workload, comparable, last_on_texts, sizes
 from benchmarks.harness import Benchmark, Option, Record, Records, in_fresh_process, rounds_option
-from jasper_ray.distill.precision import in_precisions, measuring
+from jasper_ray.distill.preflight import in_precisions, measuring
 from jasper_ray.recipe import Recipe, load_recipe
 
 logger = logging.getLogger(__name__)

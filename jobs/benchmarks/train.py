@@ -21,7 +21,7 @@ from benchmarks.device import check_tokens, peak_gib, product_tflops, reset_peak
 from benchmarks.harness import PEAK, Benchmark, Option, Record, Records, in_fresh_process
 from benchmarks.lone_trainer import WARM_UP_STEPS, full_images, full_texts, lone_worker, repeated, run_steps
 from jasper_ray.config import ConfigError, first_fault
-from jasper_ray.distill.precision import in_precisions, measuring
+from jasper_ray.distill.preflight import in_precisions, measuring
 from jasper_ray.images import decode
 from jasper_ray.models.student import Student, StudentSettings, build_student
 from jasper_ray.models.vision import build_vision
