@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError, field_validator
@@ -19,7 +18,6 @@ logger = logging.getLogger(__name__)
 
 GAP = "  "
 ABSENT = "-"
-
 
 Key = tuple[str, str]
 """The set and metric of a column."""
@@ -106,21 +104,6 @@ class Scoreboard:
 # The table
 
 
-@dataclass(frozen=True)
-class Column:
-    """A column of the table: cells of equal width, two for the head and then the body."""
-
-    head: tuple[str, str]
-    body: tuple[str, ...]
-
-    @property
-    def width(self) -> int:
-        return max(map(len, (*self.head, *self.body)))
-
-    def cells(self, align: str) -> list[str]:
-        return [f"{cell:{align}{self.width}}" for cell in (*self.head, *self.body)]
-
-
 def render(rows: Sequence[ScoreRow], width: int = 140) -> str:
     """Return the rows as text: a line for each moment and head, a column for each set and metric.
 
@@ -151,52 +134,43 @@ def _groups(values: Values) -> list[list[Key]]:
 
 def _tables(values: Values, keys: Sequence[Key], width: int) -> list[str]:
     """Return the lines that have a value in one of these columns; several tables if one would be too wide."""
-    lines = _by_moment([(moment, dim) for moment, dim, *key in values if tuple(key) in keys])
-    columns = [_column(*key, [values.get((*line, *key)) for line in lines]) for key in keys]
-    labels = _labels(lines)
-    return [_table(labels, part) for part in _fit(columns, width - len(labels[0]))]
+    measured = dict.fromkeys((moment, dim) for moment, dim, *key in values if tuple(key) in keys)
+    moments = list(dict.fromkeys(moment for moment, _ in measured))
+    lines = sorted(measured, key=lambda line: moments.index(line[0]))  # the heads of a moment together
+    first = [
+        moment if number == 0 or lines[number - 1][0] != moment else "" for number, (moment, _) in enumerate(lines)
+    ]
+    labels = [_padded(["", "moment", *first], "<"), _padded(["", "dim", *(str(dim) for _, dim in lines)])]
+    columns = [_padded(_cells(*key, [values.get((*line, *key)) for line in lines])) for key in keys]
+    used = sum(len(GAP) + len(label[0]) for label in labels) - len(GAP)
+    return [_table([*labels, *part]) for part in _fit(columns, width - used)]
 
 
-def _by_moment(lines: Sequence[tuple[str, int]]) -> list[tuple[str, int]]:
-    """Return each line once, the heads of a moment together, otherwise in the order of first appearance."""
-    moments = list(dict.fromkeys(moment for moment, _ in lines))
-    return sorted(dict.fromkeys(lines), key=lambda line: moments.index(line[0]))
-
-
-def _labels(lines: Sequence[tuple[str, int]]) -> list[str]:
-    """Return the left edge of the table; only the first head of a moment has its name."""
-    before = [None, *(moment for moment, _ in lines)]
-    moments = Column(
-        ("", "moment"),
-        tuple("" if moment == last else moment for (moment, _), last in zip(lines, before, strict=False)),
-    )
-    dims = Column(("", "dim"), tuple(str(dim) for _, dim in lines))
-    return [left + GAP + right for left, right in zip(moments.cells("<"), dims.cells(">"), strict=True)]
-
-
-def _column(name: str, metric: str, values: Sequence[float | None]) -> Column:
+def _cells(name: str, metric: str, values: Sequence[float | None]) -> list[str]:
+    """Return the two rows of a column's head, and its values as text."""
     decimals, best = metric_styles()[metric]
     texts = [ABSENT if value is None else f"{value:.{decimals}f}" for value in values]
-    known = [float(text) for text, value in zip(texts, values, strict=True) if value is not None]
-    winner = (max if best == "largest" else min)(known) if len(set(known)) > 1 else None
+    known = {float(text) for text in texts if text != ABSENT}
+    winner = (max if best == "largest" else min)(known) if len(known) > 1 else None
     starred = [f"{text}{'*' if text != ABSENT and float(text) == winner else ' '}" for text in texts]
-    return Column((f"{name} ", f"{metric} "), tuple(starred))
+    return [f"{name} ", f"{metric} ", *starred]
 
 
-def _fit(columns: Iterable[Column], width: int) -> list[list[Column]]:
+def _padded(cells: Sequence[str], align: str = ">") -> list[str]:
+    width = max(map(len, cells))
+    return [f"{cell:{align}{width}}" for cell in cells]
+
+
+def _fit(columns: Iterable[list[str]], width: int) -> list[list[list[str]]]:
     """Return the columns in groups that are each at most `width` wide, or a single column."""
-    groups: list[list[Column]] = [[]]
-    used = 0
+    groups: list[list[list[str]]] = [[]]
     for column in columns:
-        needed = len(GAP) + column.width
-        if groups[-1] and used + needed > width:
+        if groups[-1] and sum(len(GAP) + len(each[0]) for each in [*groups[-1], column]) > width:
             groups.append([])
-            used = 0
         groups[-1].append(column)
-        used += needed
     return groups
 
 
-def _table(labels: Sequence[str], columns: Sequence[Column]) -> str:
-    rows = [GAP.join(row).rstrip() for row in zip(labels, *(column.cells(">") for column in columns), strict=True)]
+def _table(columns: Sequence[Sequence[str]]) -> str:
+    rows = [GAP.join(row).rstrip() for row in zip(*columns, strict=True)]
     return "\n".join([*rows[:2], "-" * max(map(len, rows)), *rows[2:]])
