@@ -35,7 +35,7 @@ from jasper_ray.embedding.store import open_store
 from jasper_ray.encoders import TokenEncoder, load_encoder
 from jasper_ray.encoders.token_budget import TokenBudget
 from jasper_ray.models.tokenizing import Ids
-from jasper_ray.sources.files import shown
+from jasper_ray.sources.files import printable
 from jasper_ray.sources.tables import REASON, TEXT, Columns, read_rows
 from jasper_ray.vectors import int8_ranges, least_cosine, quantise_binary, quantise_int8
 
@@ -482,8 +482,8 @@ def test_no_file_is_left_half_written(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_secrets_in_an_address_are_not_told() -> None:
-    assert shown("s3://name:secret@bucket/in/*.txt?region=x&secret_key=y") == "s3://bucket/in/*.txt"
-    assert shown("/plain/path?.txt") == "/plain/path?.txt"
+    assert printable("s3://name:secret@bucket/in/*.txt?region=x&secret_key=y") == "s3://bucket/in/*.txt"
+    assert printable("/plain/path?.txt") == "/plain/path?.txt"
 
 
 def test_what_killed_writers_left_is_swept_away(tmp_path: Path) -> None:

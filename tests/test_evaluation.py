@@ -6,7 +6,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -35,10 +34,9 @@ from jasper_ray.evaluation import (
     write_scores,
 )
 from jasper_ray.evaluation.base import SetData, SetSettings, Style, TextRequest, read_text
-from jasper_ray.evaluation.classification import ClassificationData
 from jasper_ray.evaluation.geometry import pair_order
-from jasper_ray.evaluation.pairs import PairData, spearman
-from jasper_ray.evaluation.retrieval import RetrievalData, ndcg
+from jasper_ray.evaluation.pairs import spearman
+from jasper_ray.evaluation.retrieval import ndcg
 from jasper_ray.vectors import normalise
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -202,11 +200,10 @@ def test_ndcg_looks_no_deeper_than_ten_and_keeps_the_order_of_equals() -> None:
 def test_a_beir_folder_is_read_with_titles_grades_and_judged_queries_alone(tmp_path: Path) -> None:
     path = write_sets(tmp_path, write_beir(tmp_path))
     (data,) = read_sets(load_sets(path))
-    assert isinstance(data, RetrievalData)
     documents, queries = data.requests
     assert documents.texts == ("Soup boil the onion", "tune the guitar string", "Snow a dog runs")
     assert queries.texts == ("guitar string", "a dog in snow")
-    assert data.grades == ({1: 2.0, 0: 1.0}, {2: 1.0})
+    assert data.judgements["grades"] == [{1: 2.0, 0: 1.0}, {2: 1.0}]
 
 
 def test_cranfield_judgements_count_queries_by_order_and_codes_above_zero(tmp_path: Path) -> None:
@@ -216,9 +213,8 @@ def test_cranfield_judgements_count_queries_by_order_and_codes_above_zero(tmp_pa
     names = {"documents": "cran.all", "queries": "cran.qry", "qrels": "cranqrel"}
     path = write_sets(tmp_path, {"type": "retrieval", "name": "cran", "format": "cranfield", **names})
     (data,) = read_sets(load_sets(path))
-    assert isinstance(data, RetrievalData)
     assert [request.texts for request in data.requests] == [("wings in air .", ""), ("second query",)]
-    assert data.grades == ({0: 1.0, 1: 1.0},)
+    assert data.judgements["grades"] == [{0: 1.0, 1: 1.0}]
 
 
 @pytest.mark.parametrize(
@@ -237,9 +233,8 @@ def test_the_three_table_formats_say_the_same(tmp_path: Path, format: str, text:
     columns = {"left": "a", "right": "b", "score": "score"}
     path = write_sets(tmp_path, {"type": "pairs", "name": "p", "path": "file", "format": format, "columns": columns})
     (data,) = read_sets(load_sets(path))
-    assert isinstance(data, PairData)
     assert [request.texts for request in data.requests] == [("one, two", "four"), ("three", 'say "five"')]
-    assert data.scores.tolist() == [1, 2]
+    assert data.judgements["scores"].tolist() == [1, 2]
 
 
 def test_texts_of_a_class_are_chosen_whatever_their_order_in_the_file(tmp_path: Path) -> None:
@@ -252,8 +247,6 @@ def test_texts_of_a_class_are_chosen_whatever_their_order_in_the_file(tmp_path: 
         tmp_path, {"name": "a", "train": "one.csv", **common}, {"name": "b", "train": "two.csv", **common}
     )
     first, second = read_sets(load_sets(path))
-    assert isinstance(first, ClassificationData)
-    assert isinstance(second, ClassificationData)
     assert first.requests[0].texts == second.requests[0].texts
     assert [len(request.texts) for request in first.requests] == [10, 40]
 
@@ -326,14 +319,6 @@ def test_judgements_of_unknown_things_are_refused(tmp_path: Path, line: str, mes
 # A set of one's own
 
 
-@dataclass(frozen=True, eq=False)
-class StoryData(SetData):
-    """The sentences of a story."""
-
-    def score(self, sentences_ND: np.ndarray) -> dict[str, float]:
-        return {"jump": float(1 - np.einsum("nd,nd->n", sentences_ND[1:], sentences_ND[:-1]).mean())}
-
-
 class StorySet(SetSettings):
     """Sentences in order: mean distance of neighbours."""
 
@@ -343,8 +328,11 @@ class StorySet(SetSettings):
     path: Path
     """File with a sentence a line."""
 
-    def read(self) -> StoryData:
-        return StoryData(self.name, (TextRequest(tuple(read_text(self.path).splitlines()), None),))
+    def read(self) -> SetData:
+        return SetData(self, (TextRequest(tuple(read_text(self.path).splitlines()), None),), {})
+
+    def score(self, data: SetData, sentences_ND: np.ndarray) -> dict[str, float]:
+        return {"jump": float(1 - np.einsum("nd,nd->n", sentences_ND[1:], sentences_ND[:-1]).mean())}
 
 
 def test_a_new_kind_of_set_is_one_class_and_one_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -352,7 +340,6 @@ def test_a_new_kind_of_set_is_one_class_and_one_row(tmp_path: Path, monkeypatch:
     (tmp_path / "story.txt").write_text("A man plays.\nA man plays the guitar.\nThe guitar breaks.\n")
     story = {"type": "story", "name": "guitar", "path": "story.txt"}
     sets = read_sets(load_sets(write_sets(tmp_path, story, write_beir(tmp_path))))
-    assert isinstance(sets[0], StoryData)
     encoder = CountingEncoder()
     board = Scoreboard(tmp_path / "all.json", sets)
     board.take("start", tmp_path / "student", lambda: with_moment("start", evaluate(encoder, sets)))
@@ -557,11 +544,7 @@ def test_the_standard_sets_are_read_whole(tmp_path: Path) -> None:
             **banking,
         },
     )
-    sizes = [
-        tuple(len(request.texts) for request in data.requests)
-        for data in read_sets(load_sets(path))
-        if isinstance(data, PairData | RetrievalData | ClassificationData)
-    ]
+    sizes = [tuple(len(request.texts) for request in data.requests) for data in read_sets(load_sets(path))]
     assert sizes == [(1379, 1379), (4927, 4927), (1400, 225), (1540, 3080)]
 
 

@@ -29,9 +29,8 @@ from jasper_ray.evaluation import (
 )
 from jasper_ray.evaluation import image_captions as recall_module
 from jasper_ray.evaluation.base import ImageSet
-from jasper_ray.evaluation.image_captions import ImageCaptionData
 from jasper_ray.evaluation.sets import contents
-from jasper_ray.evaluation.zero_shot import ZeroShotData, zero_shot_accuracy
+from jasper_ray.evaluation.zero_shot import zero_shot_accuracy
 from jasper_ray.vectors import normalise
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -231,7 +230,6 @@ def test_digits_are_told_by_the_nearest_class(digits: Path) -> None:
 
 def test_pairs_of_a_folder_are_read_from_beside_the_list(digits: Path) -> None:
     (data,) = read(digits, {**CAPTIONS, "prompt": "s2p_query"})
-    assert isinstance(data, ImageCaptionData)
     images, captions = data.requests
     assert images.images[3] == (digits / "digits" / "3.png").read_bytes()
     assert (captions.texts[3], captions.prompt, len(images.images)) == ("a three", "s2p_query", 60)
@@ -239,10 +237,9 @@ def test_pairs_of_a_folder_are_read_from_beside_the_list(digits: Path) -> None:
 
 def test_every_class_stands_in_every_template(digits: Path) -> None:
     (data,) = read(digits, ZERO_SHOT)
-    assert isinstance(data, ZeroShotData)
     assert data.requests[1].texts[:3] == ("a handwritten zero", "the digit zero, by hand", "a handwritten one")
-    assert (len(data.requests[1].texts), data.classes) == (20, WORDS)
-    assert list(data.labels) == load_digits().target[:60].tolist()
+    assert (len(data.requests[1].texts), data.judgements["classes"]) == (20, WORDS)
+    assert data.judgements["labels"] == load_digits().target[:60].tolist()
 
 
 @pytest.mark.parametrize(
@@ -256,9 +253,8 @@ def test_every_class_stands_in_every_template(digits: Path) -> None:
 )
 def test_classes_are_those_of_the_images_unless_given(digits: Path, classes: Any, wanted: list[str]) -> None:
     (data,) = read(digits, {**ZERO_SHOT, "classes": classes})
-    assert isinstance(data, ZeroShotData)
-    assert list(data.classes) == wanted
-    named = [data.classes[position] for position in data.labels]
+    assert list(data.judgements["classes"]) == wanted
+    named = [data.judgements["classes"][position] for position in data.judgements["labels"]]
     targets = load_digits().target[:60]
     assert named == [("even", "odd")[t % 2] if "even" in wanted else str(t) for t in targets]
 

@@ -90,7 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     from jasper_ray.embedding.job import embed_corpus
     from jasper_ray.embedding.progress import last_line
-    from jasper_ray.sources.files import shown
+    from jasper_ray.sources.files import printable
 
     manifest = embed_corpus(settings, options.output)
-    print(f"{last_line(manifest)}\nThe vectors are in {shown(options.output)}/vectors")
+    print(f"{last_line(manifest)}\nThe vectors are in {printable(options.output)}/vectors")

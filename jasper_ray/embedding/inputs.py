@@ -14,7 +14,7 @@ from pyarrow import fs
 
 from jasper_ray.config import ConfigError, Settings
 from jasper_ray.embedding.settings import EmbedSettings, Format
-from jasper_ray.sources.files import COMPRESSIONS, NothingFound, SourceFiles, endings, find_files, shown
+from jasper_ray.sources.files import COMPRESSIONS, NothingFound, SourceFiles, endings, find_files, printable
 from jasper_ray.sources.settings import path_title
 
 FORMATS: tuple[Format, ...] = get_args(Format)
@@ -134,6 +134,6 @@ def format_of(path: str) -> Format:
         return formats[0]
     if not formats:
         raise ConfigError(
-            f"found no file named as parquet, jsonl, csv or txt at {shown(path)}; change --input, or give --format"
+            f"found no file named as parquet, jsonl, csv or txt at {printable(path)}; change --input, or give --format"
         )
-    raise ConfigError(f"found files of several formats, {', '.join(formats)}, at {shown(path)}; give --format")
+    raise ConfigError(f"found files of several formats, {', '.join(formats)}, at {printable(path)}; give --format")

@@ -12,7 +12,7 @@ import pyarrow as pa
 from pyarrow import fs
 
 from jasper_ray.config import ConfigError
-from jasper_ray.sources.files import shown
+from jasper_ray.sources.files import printable
 
 APPEAR_WHOLE = ("s3", "gcs", "abfs")
 """Object stores: an object is seen when all of it is there. Elsewhere a file is written aside, then renamed."""
@@ -101,11 +101,11 @@ def open_store(address: str, write: bool = True) -> Store:
             filesystem, root = fs.FileSystem.from_uri(address)
         else:
             filesystem, root = fs.LocalFileSystem(), str(Path(address).expanduser().absolute())
-        store = Store(filesystem, root.rstrip("/"), shown(address))
+        store = Store(filesystem, root.rstrip("/"), printable(address))
         if write:
             store.write(".writable", b"")
             store.delete(".writable")
     except (pa.ArrowException, OSError) as error:
-        what = f"cannot {'write to' if write else 'open'} {shown(address)}"
+        what = f"cannot {'write to' if write else 'open'} {printable(address)}"
         raise ConfigError(f"{what} ({str(error).splitlines()[0]}); choose another --output") from error
     return store

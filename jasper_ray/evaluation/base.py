@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
@@ -64,21 +64,27 @@ class ImageRequest:
 
 
 @dataclass(frozen=True, eq=False)
-class SetData(ABC):
-    """An evaluation set in memory. Its fields are hashed to recognise scores that are stored already."""
+class SetData:
+    """An evaluation set in memory."""
 
-    name: str
+    settings: SetSettings
     requests: tuple[Any, ...]
-    """`TextRequest` or `ImageRequest`, one for each array of vectors that `score` takes."""
+    """`TextRequest` or `ImageRequest`, one for each array of vectors that `SetSettings.score` takes."""
+    judgements: Mapping[str, Any]
+    """The right answers, by name."""
+
+    @property
+    def name(self) -> str:
+        return self.settings.name
 
     @property
     def needs_vision(self) -> bool:
         """The set has images, so an encoder without vision skips it."""
         return any(isinstance(request, ImageRequest) for request in self.requests)
 
-    @abstractmethod
-    def score(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Return the set's metrics from the unit vectors of `requests`, one array for each."""
+    def contents(self) -> dict[str, Any]:
+        """Return everything that its scores depend on; stored scores are recognised by a hash of it."""
+        return {"name": self.name, "requests": [asdict(request) for request in self.requests], **self.judgements}
 
 
 # Settings
@@ -88,7 +94,7 @@ class SetSettings(Settings, ABC):
     """An evaluation set as settings. Each kind adds its `type`, and is a row of `sets.EVALUATION_SETS`."""
 
     METRICS: ClassVar[Mapping[str, Style]]
-    """The metrics of `SetData.score`."""
+    """The metrics that `score` returns."""
 
     name: Annotated[str, Field(min_length=1)]
     """Name in reports; unique among the sets."""
@@ -100,6 +106,10 @@ class SetSettings(Settings, ABC):
         Raises:
             ConfigError: a file cannot be read or scored.
         """
+
+    @abstractmethod
+    def score(self, data: SetData, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Return the metrics of unit vectors, one array for each of the requests."""
 
     def resolved(self, folder: Path) -> Self:
         """Return the set with relative paths counted from `folder`."""

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -22,16 +21,6 @@ class LabelColumns(Settings):
 
     text: Column
     label: Column
-
-
-@dataclass(frozen=True, eq=False)
-class ClassificationData(SetData):
-    """Training and test texts and their classes."""
-
-    labels: tuple[tuple[str, ...], tuple[str, ...]]
-
-    def score(self, train_ND: np.ndarray, test_MD: np.ndarray) -> dict[str, float]:
-        return {"accuracy": 100 * accuracy(train_ND, self.labels[0], test_MD, self.labels[1])}
 
 
 class ClassificationSet(TableSet):
@@ -51,7 +40,7 @@ class ClassificationSet(TableSet):
     test_per_class: PositiveInt | None = None
     """Test texts used of each class, those with the smallest hashes. Default: all."""
 
-    def read(self) -> ClassificationData:
+    def read(self) -> SetData:
         train_texts, train_labels = self._texts(self.train, self.train_per_class)
         test_texts, test_labels = self._texts(self.test, self.test_per_class)
         known, unknown = set(train_labels), sorted(set(test_labels) - set(train_labels))
@@ -62,7 +51,11 @@ class ClassificationSet(TableSet):
         if len(known) < 2:
             raise ConfigError(f"{self.train} holds the class {train_labels[0]!r} alone; expected at least two classes")
         requests = (TextRequest(train_texts, self.prompt), TextRequest(test_texts, self.prompt))
-        return ClassificationData(self.name, requests, (train_labels, test_labels))
+        return SetData(self, requests, {"labels": (train_labels, test_labels)})
+
+    def score(self, data: SetData, train_ND: np.ndarray, test_MD: np.ndarray) -> dict[str, float]:
+        train_labels_N, test_labels_M = data.judgements["labels"]
+        return {"accuracy": 100 * accuracy(train_ND, train_labels_N, test_MD, test_labels_M)}
 
     def _texts(self, path: Path, count: int | None) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Return texts and labels; `count` of each class, those with the smallest hashes, in any order of the file."""

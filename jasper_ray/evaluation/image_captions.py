@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -21,15 +20,6 @@ TIE = 1e-6
 """Cosines closer than this are equal: float32 rounds off as much, differently for each size of a product."""
 
 
-@dataclass(frozen=True, eq=False)
-class ImageCaptionData(SetData):
-    """Images and, row by row, their captions."""
-
-    def score(self, images_ND: np.ndarray, captions_ND: np.ndarray) -> dict[str, float]:
-        images, captions = self.requests
-        return recalls(images_ND, captions_ND, captions.texts, images.images)
-
-
 class ImageCaptionSet(ImageSet):
     """Images and their captions: recall at 1, 5 and 10 of captions by image and of images by caption, x100."""
 
@@ -37,7 +27,7 @@ class ImageCaptionSet(ImageSet):
 
     type: Literal["image_captions"]
 
-    def read(self) -> ImageCaptionData:
+    def read(self) -> SetData:
         images, captions = self.pairs()
         for kind, different in (("image", set(images)), ("caption", set(captions))):
             if len(different) < 2:
@@ -45,7 +35,11 @@ class ImageCaptionSet(ImageSet):
                     f"evaluation set {self.name!r}: {self.images.path} has {len(different)} different {kind}; "
                     "a ranking needs at least two"
                 )
-        return ImageCaptionData(self.name, (ImageRequest(images), TextRequest(captions, self.prompt)))
+        return SetData(self, (ImageRequest(images), TextRequest(captions, self.prompt)), {})
+
+    def score(self, data: SetData, images_ND: np.ndarray, captions_ND: np.ndarray) -> dict[str, float]:
+        images, captions = data.requests
+        return recalls(images_ND, captions_ND, captions.texts, images.images)
 
 
 def recalls(

@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -24,17 +23,6 @@ class PairColumns(Settings):
     score: Column
 
 
-@dataclass(frozen=True, eq=False)
-class PairData(SetData):
-    """Sentence pairs and their scores."""
-
-    scores: np.ndarray
-    """One for each pair, in float64."""
-
-    def score(self, left_PD: np.ndarray, right_PD: np.ndarray) -> dict[str, float]:
-        return {"spearman": 100 * spearman(left_PD, right_PD, self.scores)}
-
-
 class PairSet(TableSet):
     """Sentence pairs with a score: Spearman's rank correlation of the cosines with the scores, x100."""
 
@@ -48,7 +36,7 @@ class PairSet(TableSet):
     limit: PositiveInt | None = None
     """Number of pairs used, from the start of the file. Default: all."""
 
-    def read(self) -> PairData:
+    def read(self) -> SetData:
         rows = self.rows(self.path)[: self.limit]
         scores = np.array([self._number(line, fields[2]) for line, fields in rows])
         if np.ptp(scores) == 0:
@@ -56,7 +44,10 @@ class PairSet(TableSet):
                 f"{self.path} gives all {len(rows)} pairs the score {scores[0]:g}; a ranking needs at least two scores"
             )
         left, right, _ = zip(*(fields for _, fields in rows), strict=True)
-        return PairData(self.name, (TextRequest(left, self.prompt), TextRequest(right, self.prompt)), scores)
+        return SetData(self, (TextRequest(left, self.prompt), TextRequest(right, self.prompt)), {"scores": scores})
+
+    def score(self, data: SetData, left_PD: np.ndarray, right_PD: np.ndarray) -> dict[str, float]:
+        return {"spearman": 100 * spearman(left_PD, right_PD, data.judgements["scores"])}
 
     def _number(self, line: int, text: str) -> float:
         try:

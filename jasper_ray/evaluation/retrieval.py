@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -33,16 +32,6 @@ Grades = dict[str, dict[str, float]]
 """For each query id, the grade of each relevant document id; all grades are above 0."""
 
 
-@dataclass(frozen=True, eq=False)
-class RetrievalData(SetData):
-    """Documents, the queries that have a relevant one, and for each query the relevant rows' grades."""
-
-    grades: tuple[Mapping[int, float], ...]
-
-    def score(self, documents_CD: np.ndarray, queries_QD: np.ndarray) -> dict[str, float]:
-        return {"ndcg@10": 100 * ndcg(documents_CD, queries_QD, self.grades)}
-
-
 class RetrievalSet(SetSettings):
     """Documents, queries and relevance judgements: nDCG@10, x100."""
 
@@ -63,7 +52,7 @@ class RetrievalSet(SetSettings):
     document_prompt: str | None = None
     """Name of the prompt put before documents; a model that has no prompts at all gets them bare."""
 
-    def read(self) -> RetrievalData:
+    def read(self) -> SetData:
         cranfield = self.format == "cranfield"
         read_texts = read_cranfield_texts if cranfield else read_beir_texts
         read_grades = read_cranfield_grades if cranfield else read_beir_grades
@@ -71,14 +60,17 @@ class RetrievalSet(SetSettings):
         self._check_judgements(documents, queries, grades)
         rows = {key: row for row, key in enumerate(documents)}
         judged = [key for key in queries if key in grades]
-        return RetrievalData(
-            self.name,
+        return SetData(
+            self,
             (
                 TextRequest(tuple(documents.values()), self.document_prompt),
                 TextRequest(tuple(queries[key] for key in judged), self.query_prompt),
             ),
-            tuple({rows[document]: grade for document, grade in grades[key].items()} for key in judged),
+            {"grades": [{rows[document]: grade for document, grade in grades[key].items()} for key in judged]},
         )
+
+    def score(self, data: SetData, documents_CD: np.ndarray, queries_QD: np.ndarray) -> dict[str, float]:
+        return {"ndcg@10": 100 * ndcg(documents_CD, queries_QD, data.judgements["grades"])}
 
     def _check_judgements(self, documents: Texts, queries: Texts, grades: Grades) -> None:
         if not grades:

@@ -1,16 +1,6 @@
 """The table of evaluation sets: listed in YAML, read once, and scored for every head from one pass through the body.
 
-    - {type: pairs, name: stsb, path: stsb.csv, format: csv, header: false, columns: {left: 0, right: 1, score: 2}}
-    - {type: retrieval, name: cranfield, format: cranfield, documents: cran.all, queries: cran.qry, qrels: cranqrel}
-    - {type: retrieval, name: nfcorpus, format: beir, documents: nfcorpus/corpus.jsonl,
-       queries: nfcorpus/queries.jsonl, qrels: nfcorpus/qrels/test.tsv, query_prompt: s2p_query}
-    - {type: classification, name: banking77, train: train.csv, test: test.csv, format: csv,
-       columns: {text: text, label: category}, train_per_class: 20}
-    - {type: image_captions, name: flickr, images: {format: folder, path: flickr30k}}
-    - {type: zero_shot, name: digits, images: {format: folder, path: "sklearn:digits/test", caption: label},
-       templates: ["a handwritten digit {}", "the number {}, written by hand"]}
-
-Relative paths count from the folder of the YAML file.
+`jasper-ray evaluate --help` shows an entry of each kind. Relative paths count from the folder of the YAML file.
 """
 
 # Shape legend: N texts or images, D size of the vectors.
@@ -21,7 +11,6 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, Protocol, TypeAlias, Union, cast
 
@@ -115,7 +104,7 @@ def read_sets(sets: Sequence[EvaluationSet]) -> tuple[SetData, ...]:
 
 def contents(sets: Sequence[SetData]) -> str:
     """Return twelve hex digits that name the contents of the sets: texts, images, prompts and judgements."""
-    return fingerprint(json.loads(json.dumps([asdict(data) for data in sets], default=_plain)))
+    return fingerprint(json.loads(json.dumps([data.contents() for data in sets], default=_plain)))
 
 
 def _plain(value: Any) -> Any:
@@ -181,8 +170,8 @@ def check_prompts(prompts: Mapping[str, str], sets: Sequence[SetData], owner: st
 
 def _evaluate_set(encoder: Encoder, data: SetData, dims: Sequence[int]) -> list[Score]:
     encoded = _encode(encoder, data, dims)
-    values = {dim: data.score(*(vectors[dim] for vectors in encoded)) for dim in dims}
-    return [score for dim in dims for score in as_scores(data.name, dim, values[dim])]
+    values = [data.settings.score(data, *(vectors[dim] for vectors in encoded)) for dim in dims]
+    return [score for dim, metrics in zip(dims, values, strict=True) for score in as_scores(data.name, dim, metrics)]
 
 
 def _encode(encoder: Encoder, data: SetData, dims: Sequence[int]) -> list[dict[int, np.ndarray]]:

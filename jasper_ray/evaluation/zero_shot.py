@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
@@ -16,19 +15,6 @@ from jasper_ray.evaluation.base import ImageRequest, ImageSet, SetData, Style, T
 from jasper_ray.vectors import normalise
 
 ClassName = Annotated[str, Field(min_length=1, coerce_numbers_to_str=True)]
-
-
-@dataclass(frozen=True, eq=False)
-class ZeroShotData(SetData):
-    """Images, every class in every template (class by class), and the images' classes."""
-
-    classes: tuple[str, ...]
-    labels: tuple[int, ...]
-    """The position of the class of each image."""
-
-    def score(self, images_ND: np.ndarray, texts_KD: np.ndarray) -> dict[str, float]:
-        texts_CTD = texts_KD.reshape(len(self.classes), -1, texts_KD.shape[1])
-        return {"accuracy": 100 * zero_shot_accuracy(images_ND, texts_CTD, self.labels)}
 
 
 class ZeroShotSet(ImageSet):
@@ -59,14 +45,19 @@ class ZeroShotSet(ImageSet):
     def _listed_classes_are_their_own_words(cls, value: Any) -> Any:
         return {str(name): name for name in value} if isinstance(value, list | tuple) else value
 
-    def read(self) -> ZeroShotData:
+    def read(self) -> SetData:
         images, labels = self.pairs()
         words = self.classes or {label: label for label in sorted(set(labels))}
         self._check_classes(words, labels)
         classes = tuple(dict.fromkeys(words.values()))
         texts = tuple(template.replace("{}", name) for name in classes for template in self.templates)
         requests = (ImageRequest(images), TextRequest(texts, self.prompt))
-        return ZeroShotData(self.name, requests, classes, tuple(classes.index(words[label]) for label in labels))
+        positions = [classes.index(words[label]) for label in labels]
+        return SetData(self, requests, {"classes": classes, "labels": positions})
+
+    def score(self, data: SetData, images_ND: np.ndarray, texts_KD: np.ndarray) -> dict[str, float]:
+        texts_CTD = texts_KD.reshape(len(data.judgements["classes"]), -1, texts_KD.shape[1])
+        return {"accuracy": 100 * zero_shot_accuracy(images_ND, texts_CTD, data.judgements["labels"])}
 
     def _check_classes(self, words: dict[str, str], labels: Collection[str]) -> None:
         unknown = sorted(set(labels) - set(words))

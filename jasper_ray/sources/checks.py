@@ -1,4 +1,4 @@
-"""Looking at a corpus' sources before anything starts: a second on a laptop instead of a failed job on a cluster."""
+"""Checks of a corpus' sources before anything starts: a second on a laptop instead of a failed job on a cluster."""
 
 from __future__ import annotations
 
@@ -14,9 +14,12 @@ from jasper_ray.sources.settings import Source
 
 
 def check_sources(sources: Sequence[Source]) -> None:
-    """Raise `ConfigError` unless every source has files and the first of them can be read and has the column.
+    """Check that every source has files and the first of them can be read and has the column.
 
-    Needs no Ray. Assets are downloaded if they are not in the cache yet. Later files are not opened.
+    Needs no Ray. Assets that are not in the cache are downloaded. Later files are not opened.
+
+    Raises:
+        ConfigError: names the source and the file.
     """
     for source in sources:
         check_source(source, find_files(source))
@@ -26,30 +29,22 @@ def check_source(source: Source, files: SourceFiles) -> None:
     """`check_sources` for one source whose files are known."""
     path = files.paths[0]
     try:
-        _check_file(source, files, path)
+        if source.format == "parquet":
+            with files.filesystem.open_input_file(path) as file:
+                schema = pq.ParquetFile(file).schema_arrow
+            check_column(source.title, path, schema.names, source.column)
+            check_text_column(source.title, path, schema, source.column)
+            return
+        with files.filesystem.open_input_stream(path, compression="detect") as stream:
+            if source.format == "text":
+                next(read_texts(stream, path, source), None)
+            else:
+                check_column(source.title, path, column_names(stream, source.format, path), source.column)
     except (pa.ArrowInvalid, OSError) as error:
         raise ConfigError(
             f"source '{source.title}': {path} cannot be read as {source.format} ({str(error).splitlines()[0]}); "
             "change path or format of the source"
         ) from error
-
-
-def _check_file(source: Source, files: SourceFiles, path: str) -> None:
-    if source.format == "parquet":
-        _check_parquet(source, files, path)
-        return
-    with files.filesystem.open_input_stream(path, compression="detect") as stream:
-        if source.format == "text":
-            next(read_texts(stream, path, source), None)
-        else:
-            check_column(source.title, path, column_names(stream, source.format, path), source.column)
-
-
-def _check_parquet(source: Source, files: SourceFiles, path: str) -> None:
-    with files.filesystem.open_input_file(path) as file:
-        schema = pq.ParquetFile(file).schema_arrow
-    check_column(source.title, path, schema.names, source.column)
-    check_text_column(source.title, path, schema, source.column)
 
 
 def check_column(title: str, path: str, names: Sequence[str], column: str, setting: str = "column") -> None:
@@ -62,11 +57,11 @@ def check_column(title: str, path: str, names: Sequence[str], column: str, setti
 
 
 def check_text_column(title: str, path: str, schema: pa.Schema, column: str, setting: str = "column") -> None:
-    """Refuse a Parquet file whose column, which its `setting` names, holds something else than texts."""
-    found = schema.field(column).type
-    found = found.value_type if pa.types.is_dictionary(found) else found
-    if not (pa.types.is_string(found) or pa.types.is_large_string(found) or pa.types.is_string_view(found)):
+    """Refuse a Parquet file whose column, which its `setting` names, does not hold texts."""
+    kind = schema.field(column).type
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)):
         raise ConfigError(
-            f"source '{title}': column '{column}' of {path} holds {found}, expected text (string); "
+            f"source '{title}': column '{column}' of {path} holds {kind}, expected text (string); "
             f"change the source's {setting}"
         )

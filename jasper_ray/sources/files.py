@@ -1,4 +1,4 @@
-"""Finding the files of a source, locally or in any store that pyarrow can open."""
+"""The files of a source, local or in any store that pyarrow can open."""
 
 from __future__ import annotations
 
@@ -22,59 +22,56 @@ SUFFIXES = {
     "webdataset": (".tar", ".tar.gz", ".tgz"),
     "folder": ("",),
 }
-"""Which files of a folder belong to a format; a file or glob named outright may be called anything."""
+"""Suffixes of the files of a format in a folder; the name of a single file or a glob may have any suffix."""
 
 COMPRESSIONS = ("", ".gz", ".bz2", ".zst")
-"""What may follow the suffix of texts and tables."""
+"""Suffixes after that of texts and tables."""
 
-_GLOB_SIGNS = "*?["
+GLOB_SIGNS = "*?["
 
 
 class NothingFound(ConfigError):
-    """A place where files can be listed has none of the format."""
+    """A path that can be listed has no file of the format."""
 
 
-class Located(Protocol):
-    """A source of texts or of pairs, as far as its files go."""
+class FileSource(Protocol):
+    """A path to find files at, the name of the source, and its format, a key of `SUFFIXES`."""
 
     @property
     def path(self) -> str: ...
-
     @property
     def title(self) -> str: ...
-
     @property
-    def format(self) -> str:
-        """A key of `SUFFIXES`."""
-        ...
+    def format(self) -> str: ...
 
 
 @dataclass(frozen=True)
 class SourceFiles:
-    """The files of one source, sorted by path, and the file system they lie in."""
+    """The files of one source, sorted by path, and their file system."""
 
     filesystem: fs.FileSystem
     paths: tuple[str, ...]
     content: str
-    """A fingerprint of what is known about the contents; see `find_files`."""
+    """A fingerprint of the contents, from their names, sizes and times; see `find_files`."""
     root: str
-    """The deepest folder that the source's path names without glob signs."""
+    """The deepest folder of the source's path before any glob sign."""
     size: int
     """Bytes of all files."""
 
     def inside(self, path: str) -> str:
-        """One of the paths, relative to the root."""
+        """Return one of the paths relative to the root."""
         return path.removeprefix(self.root).lstrip("/")
 
 
-def find_files(source: Located) -> SourceFiles:
-    """The files `source` names: one file, all files of its format below a folder, or what a glob matches.
+def find_files(source: FileSource) -> SourceFiles:
+    """Find one file, all files of the source's format below a folder, or all that match a glob.
 
-    Names that begin with `.` or `_` are passed over in folders and globs. `content` changes when a local file gets
-    another name, size or modification time, or an asset other texts. For a remote URI it is the path alone: what a
-    remote store lists is not trusted, so put changed remote data under a new path.
+    Names that begin with `.` or `_` are skipped in folders and globs. `content` changes if a local file gets another
+    name, size or modification time, or an asset other texts. For a remote URI it depends on the path alone, since
+    listings of remote stores are not trusted: put changed remote data under a new path.
 
-    Raises `ConfigError` if there is no such file or its store does not answer.
+    Raises:
+        ConfigError: there is no such file, or its store does not answer.
     """
     location = locate(source.path)
     filesystem, path = _open_filesystem(source, location)
@@ -82,12 +79,19 @@ def find_files(source: Located) -> SourceFiles:
         infos = sorted(_list_files(source, filesystem, path), key=lambda info: info.path)
     except OSError as error:
         raise ConfigError(
-            f"source '{source.title}': cannot list {shown(location)} ({error}); change its path"
+            f"source '{source.title}': cannot list {printable(location)} ({error}); change its path"
         ) from error
     if not infos:
-        raise NothingFound(_nothing_found(source, location))
+        suffixes = " or ".join(SUFFIXES[source.format])
+        expected = f"a file, a glob that matches one, or a folder with {suffixes} files" if suffixes else "a folder"
+        raise NothingFound(
+            f"source '{source.title}': found no file at {printable(location)}; expected {expected} "
+            f"(its format is {source.format}); change path or format of the source"
+        )
     if all(info.size == 0 for info in infos):
-        raise ConfigError(f"source '{source.title}': {shown(location)} is empty; fill it, or change the source's path")
+        raise ConfigError(
+            f"source '{source.title}': {printable(location)} is empty; fill it, or change the source's path"
+        )
     return SourceFiles(
         filesystem,
         paths=tuple(info.path for info in infos),
@@ -97,20 +101,21 @@ def find_files(source: Located) -> SourceFiles:
     )
 
 
-def shown(address: str) -> str:
-    """A path or URI as it may be told: without what can be secret in it: a user before the host, and options."""
+def printable(address: str) -> str:
+    """Return a path or URI without its credentials: the user before the host, and the options."""
     return re.sub(r"://[^/@]*@", "://", address.partition("?")[0]) if "://" in address else address
 
 
-def _content(source: Located, location: str, infos: list[fs.FileInfo], path: str) -> str:
+def _content(source: FileSource, location: str, infos: list[fs.FileInfo], path: str) -> str:
     if location != source.path:
         return contents(source.path)
-    if "://" not in location or location.startswith("file://"):
-        return _listing(infos, path)
-    return fingerprint(source.path)
+    if "://" in location and not location.startswith("file://"):
+        return fingerprint(source.path)
+    root = path if len(infos) > 1 or infos[0].path != path else path.rpartition("/")[0]
+    return fingerprint([[info.path.removeprefix(root), info.size, info.mtime_ns] for info in infos])
 
 
-def _open_filesystem(source: Located, location: str) -> tuple[fs.FileSystem, str]:
+def _open_filesystem(source: FileSource, location: str) -> tuple[fs.FileSystem, str]:
     if "://" not in location:
         return fs.LocalFileSystem(), str(Path(location).expanduser().absolute())
     address, sign, options = location.partition("?")  # in a URI this begins options such as region=, not a glob
@@ -119,28 +124,28 @@ def _open_filesystem(source: Located, location: str) -> tuple[fs.FileSystem, str
         filesystem, path = fs.FileSystem.from_uri(root + sign + options)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
         raise ConfigError(
-            f"source '{source.title}': pyarrow cannot open {shown(location)} ({error}); "
+            f"source '{source.title}': pyarrow cannot open {printable(location)} ({error}); "
             "write a path or a URI it knows (file, s3, gs, hdfs, abfs) in the source's path"
         ) from error
     return filesystem, "/".join([path.rstrip("/"), pattern]) if pattern else path
 
 
-def _list_files(source: Located, filesystem: fs.FileSystem, path: str) -> list[fs.FileInfo]:
+def _list_files(source: FileSource, filesystem: fs.FileSystem, path: str) -> list[fs.FileInfo]:
     info = filesystem.get_file_info(path)
     if source.format == "folder" and info.type != fs.FileType.Directory:
         return []
     if info.type == fs.FileType.File:
         return [info]
     if info.type == fs.FileType.Directory:
-        found = _below(filesystem, path)
-        return [info for info in found if info.path.endswith(endings(source.format))]
+        return [info for info in _below(filesystem, path) if info.path.endswith(endings(source.format))]
     if _split_glob(path)[1]:
-        return [info for info in _below(filesystem, _split_glob(path)[0] or "/") if _matches(info.path, path)]
+        infos = _below(filesystem, _split_glob(path)[0] or "/")
+        return [info for info in infos if _matches(info.path.split("/"), path.split("/"))]
     return []
 
 
 def endings(form: str) -> tuple[str, ...]:
-    """How the names of a format's files end, compressed ones too."""
+    """Return the suffixes of a format's files, compressed ones too."""
     compressions = ("",) if form in ("webdataset", "folder") else COMPRESSIONS
     return tuple(suffix + compression for suffix in SUFFIXES[form] for compression in compressions)
 
@@ -148,50 +153,33 @@ def endings(form: str) -> tuple[str, ...]:
 def _below(filesystem: fs.FileSystem, folder: str) -> list[fs.FileInfo]:
     infos = filesystem.get_file_info(fs.FileSelector(folder, recursive=True, allow_not_found=True))
     inside = len(folder.rstrip("/")) + 1
-    return [info for info in infos if info.type == fs.FileType.File and not _is_hidden(info.path[inside:])]
-
-
-def _is_hidden(relative: str) -> bool:
-    return any(part.startswith((".", "_")) for part in relative.split("/"))
+    return [
+        info
+        for info in infos
+        if info.type == fs.FileType.File
+        and not any(part.startswith((".", "_")) for part in info.path[inside:].split("/"))
+    ]
 
 
 def _split_glob(path: str) -> tuple[str, str]:
-    """The deepest folder that is written without glob signs, and the rest, which is empty if there is no such sign."""
-    signs = [path.index(sign) for sign in _GLOB_SIGNS if sign in path]
+    """Split a path after the deepest folder before any glob sign; without a sign the second part is empty."""
+    signs = [path.index(sign) for sign in GLOB_SIGNS if sign in path]
     if not signs:
         return path, ""
     root = path[: min(signs)].rpartition("/")[0]
     return root, path[len(root) + 1 :]
 
 
-def _matches(path: str, pattern: str) -> bool:
-    """Like a shell: `*` stays within one folder, `**` stands for any number of folders."""
-    return _match_parts(path.split("/"), pattern.split("/"))
-
-
-def _match_parts(parts: list[str], patterns: list[str]) -> bool:
+def _matches(parts: list[str], patterns: list[str]) -> bool:
+    """Match the parts of a path as a shell does: `*` is inside one folder, `**` is any number of folders."""
     if not patterns:
         return not parts
     if patterns[0] == "**":
-        return any(_match_parts(parts[skipped:], patterns[1:]) for skipped in range(len(parts) + 1))
-    return bool(parts) and fnmatch.fnmatchcase(parts[0], patterns[0]) and _match_parts(parts[1:], patterns[1:])
+        return any(_matches(parts[skipped:], patterns[1:]) for skipped in range(len(parts) + 1))
+    return bool(parts) and fnmatch.fnmatchcase(parts[0], patterns[0]) and _matches(parts[1:], patterns[1:])
 
 
 def _root(infos: list[fs.FileInfo], path: str) -> str:
     if len(infos) == 1 and infos[0].path == path:
         return path.rpartition("/")[0]
     return _split_glob(path)[0] if _split_glob(path)[1] else path
-
-
-def _listing(infos: list[fs.FileInfo], path: str) -> str:
-    root = path if len(infos) > 1 or infos[0].path != path else path.rpartition("/")[0]
-    return fingerprint([[info.path.removeprefix(root), info.size, info.mtime_ns] for info in infos])
-
-
-def _nothing_found(source: Located, location: str) -> str:
-    suffixes = " or ".join(SUFFIXES[source.format])
-    expected = f"a file, a glob that matches one, or a folder with {suffixes} files" if suffixes else "a folder"
-    return (
-        f"source '{source.title}': found no file at {shown(location)}; expected {expected} "
-        f"(its format is {source.format}); change path or format of the source"
-    )

@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, field_validator
 
 from jasper_ray.config import ConfigError, Settings
-from jasper_ray.sources.files import shown
+from jasper_ray.sources.files import printable
 
 
 class Source(Settings):
@@ -36,7 +36,7 @@ class Source(Settings):
 
 def path_title(path: str) -> str:
     """Return the default name of a source: the file's or folder's name, or all of a glob."""
-    path = shown(path)
+    path = printable(path)
     stem = PurePosixPath(path).stem
     return (path if set(stem) & set("*?[") else stem) or path
 
