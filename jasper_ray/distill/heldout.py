@@ -5,26 +5,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-import pyarrow as pa
 import torch
 from torch import Tensor
 
 from jasper_ray.config import ConfigError
-from jasper_ray.corpus.pair_shards import load_pair_manifest, read_pair_shard
 from jasper_ray.corpus.settings import Images
-from jasper_ray.corpus.shards import MANIFEST, Shard, load_manifest, read_shard
+from jasper_ray.corpus.shards import MANIFEST, CorpusManifest, PairManifest, Shard, load_manifest, read_shard
 from jasper_ray.encoders import Encoder, load_student
 from jasper_ray.encoders.precision import precise
 from jasper_ray.evaluation import Score, ScoreRow, SetData, as_scores, evaluate, geometry_scores, recalls, with_moment
-from jasper_ray.labelling.columns import vector_column
 from jasper_ray.labelling.target_cache import TargetCache
-from jasper_ray.labelling.tasks import Batch, read_rows
+from jasper_ray.labelling.tasks import Batch, read_rows, vector_column
 from jasper_ray.ray_runtime import own_device
 from jasper_ray.recipe import load_recipe
 from jasper_ray.run_folder import RunFolder
@@ -103,7 +100,7 @@ def read_heldout(folder: Path) -> list[HeldOut]:
         ConfigError: the folder is no run that labelled its held-out texts.
     """
     run = RunFolder(folder.absolute())
-    manifest = load_pair_manifest(run.pairs) if (run.pairs / MANIFEST).is_file() else None
+    manifest = load_manifest(run.pairs, PairManifest) if (run.pairs / MANIFEST).is_file() else None
     pairs = manifest and read_heldout_pairs(run.pairs, manifest.heldout, manifest.images)
     return [rows for rows in (read_heldout_texts(run), pairs) if rows]
 
@@ -116,10 +113,10 @@ def read_heldout_texts(run: RunFolder) -> HeldOutTexts | None:
     """
     if not run.pinned_teachers.is_file():
         raise ConfigError(f"{str(run.path)!r} is no run folder: it has no teachers.json; give one that distil wrote")
-    shards = load_manifest(run.corpus).heldout
+    shards = load_manifest(run.corpus, CorpusManifest).heldout
     if not shards:
         return None
-    batch, rows = read_batch(run.corpus, shards, read_shard)
+    batch, rows = read_batch(run.corpus, shards)
     for teacher in json.loads(run.pinned_teachers.read_text(encoding="utf-8")):
         cache = TargetCache(run.heldout / f"{teacher['name']}-{teacher['identity']}")
         vectors = [cache.read(shard.sha256, ids) for shard, ids in zip(shards, rows, strict=True)]
@@ -129,14 +126,12 @@ def read_heldout_texts(run: RunFolder) -> HeldOutTexts | None:
 
 def read_heldout_pairs(folder: Path, shards: Sequence[Shard], images: Images) -> HeldOutPairs | None:
     """Read the pairs of shards below `folder`; None without shards."""
-    return HeldOutPairs(read_batch(folder, shards, read_pair_shard)[0], images.pixel_limit) if shards else None
+    return HeldOutPairs(read_batch(folder, shards)[0], images.pixel_limit) if shards else None
 
 
-def read_batch(
-    folder: Path, shards: Sequence[Shard], read: Callable[[Path], pa.Table]
-) -> tuple[Batch, list[list[str]]]:
+def read_batch(folder: Path, shards: Sequence[Shard]) -> tuple[Batch, list[list[str]]]:
     """Read the rows of shards as one batch, and the ids of each shard."""
-    parts = [read_rows(read(folder / shard.file)) for shard in shards]
+    parts = [read_rows(read_shard(folder / shard.file)) for shard in shards]
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}, [
         p["id"].tolist() for p in parts
     ]

@@ -15,13 +15,13 @@ from torch import Tensor
 
 from jasper_ray.cli import log_progress
 from jasper_ray.distill.heldout import HeldOut, HeldOutPairs, measure_student, measure_teachers
-from jasper_ray.distill.plan import Plan
+from jasper_ray.distill.plan import RunPlan
 from jasper_ray.distill.students import fit_heads_remotely
 from jasper_ray.encoders import StudentEncoder, load_student
 from jasper_ray.encoders.precision import precise
 from jasper_ray.evaluation import Score, Scoreboard, ScoreRow, text_sets, with_moment
 from jasper_ray.images import decode
-from jasper_ray.labelling.columns import PIXELS, vector_column
+from jasper_ray.labelling.tasks import PIXELS, vector_column
 from jasper_ray.models.ridge import RidgeFit, with_constant
 from jasper_ray.ray_runtime import own_device
 from jasper_ray.recipe import RidgeHeads
@@ -34,13 +34,13 @@ STRENGTHS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 """Regularisations that are tried. The best on the held-out pairs is reported, which favours this baseline."""
 
 
-def measure(plan: Plan, board: Scoreboard, heldout: Sequence[HeldOut], moment: str, student: Path) -> None:
+def measure(plan: RunPlan, board: Scoreboard, heldout: Sequence[HeldOut], moment: str, student: Path) -> None:
     """Measure a student, unless its scores are stored beside it."""
     arguments = heldout, board.sets, plan.recipe.evaluation.precision, plan.threads
     board.take(moment, student, lambda: plan.call(measure_student, moment, student, *arguments))
 
 
-def measure_baselines(plan: Plan, board: Scoreboard, heldout: Sequence[HeldOut]) -> None:
+def measure_baselines(plan: RunPlan, board: Scoreboard, heldout: Sequence[HeldOut]) -> None:
     """Measure the ridge fits and the teachers that the recipe asks for."""
     if compares_ridge(plan):
         measure(plan, board, heldout, "ridge", ridge_student(plan))
@@ -53,12 +53,12 @@ def measure_baselines(plan: Plan, board: Scoreboard, heldout: Sequence[HeldOut])
         board.take("the teachers", place, lambda: plan.call(measure_teachers, plan.recipe.teachers, sets, plan.threads))
 
 
-def compares_ridge(plan: Plan) -> bool:
+def compares_ridge(plan: RunPlan) -> bool:
     """Tell whether the student is compared with a ridge fit on all texts."""
     return plan.recipe.evaluation.ridge and bool(plan.texts.manifest.heldout)
 
 
-def ridge_student(plan: Plan) -> Path:
+def ridge_student(plan: RunPlan) -> Path:
     """Write the starting student with heads fitted to all training texts, unless it is there."""
     folder = plan.folder(0).path / "ridge"
     if not folder.is_dir():
@@ -70,7 +70,7 @@ def ridge_student(plan: Plan) -> Path:
     return folder
 
 
-def measure_tower(plan: Plan, board: Scoreboard, pairs: HeldOutPairs) -> None:
+def measure_tower(plan: RunPlan, board: Scoreboard, pairs: HeldOutPairs) -> None:
     """Measure a ridge fit from the untrained tower to the captions' vectors of the first stage on images."""
     number, stage = next((n, s) for n, s in enumerate(plan.recipe.stages, start=1) if s.kind.needs_vision)
     start, rows = plan.folder(number).path / "start", plan.data[stage.data]

@@ -16,7 +16,7 @@ from jasper_ray.run_folder import RunFolder, StageFolder, stage_fingerprints
 
 
 @dataclass(frozen=True)
-class Plan:
+class RunPlan:
     """A run inside a Ray session."""
 
     recipe: Recipe
@@ -59,7 +59,7 @@ class Plan:
         return ray.get(task.remote(*arguments))
 
 
-def prepare(run: RunFolder, recipe: Recipe, teachers: Sequence[dict[str, Any]]) -> Plan:
+def prepare(run: RunFolder, recipe: Recipe, teachers: Sequence[dict[str, Any]]) -> RunPlan:
     """Prepare the rows of every kind, unless they are there, and write down what runs in the folder.
 
     Raises:
@@ -73,4 +73,4 @@ def prepare(run: RunFolder, recipe: Recipe, teachers: Sequence[dict[str, Any]]) 
     base = None if body.random_weights else base_identity(body.base, body.revision)
     identities = {name: rows.identity() for name, rows in data.items()}
     corpus = data["texts"].manifest.fingerprint
-    return Plan(recipe, run, data, stage_fingerprints(recipe, teachers, corpus, base, identities))
+    return RunPlan(recipe, run, data, stage_fingerprints(recipe, teachers, corpus, base, identities))

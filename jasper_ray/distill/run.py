@@ -13,14 +13,14 @@ from pathlib import Path
 from ray.data import Dataset
 
 from jasper_ray.corpus.order import left_over, plan_visits
-from jasper_ray.corpus.shards import Shard, first_rows
-from jasper_ray.distill.data import AnyLabeller
+from jasper_ray.corpus.shards import Shard, shards_covering
 from jasper_ray.distill.heldout import HeldOut, check_full_head, check_rows
 from jasper_ray.distill.measuring import compares_ridge, measure, measure_baselines
-from jasper_ray.distill.plan import Plan, prepare
+from jasper_ray.distill.plan import RunPlan, prepare
 from jasper_ray.distill.preflight import preflight, resolve
 from jasper_ray.distill.students import stage_start, starting_student
 from jasper_ray.evaluation import Scoreboard
+from jasper_ray.labelling.labeller import Labeller
 from jasper_ray.ray_runtime import ray_session
 from jasper_ray.recipe import CachedTargets, Recipe, RidgeHeads
 from jasper_ray.recipe.dry_run import least_resources
@@ -67,7 +67,7 @@ def distill(recipe: Recipe, folder: Path) -> Finished:
     return Finished(run.student, board.table())
 
 
-def label_first(plan: Plan) -> list[HeldOut]:
+def label_first(plan: RunPlan) -> list[HeldOut]:
     """Label the held-out texts and, if targets are cached, every training text that a later step needs.
 
     Each teacher is then loaded once, and none takes processors from training. Returns the held-out rows of every kind.
@@ -81,14 +81,14 @@ def label_first(plan: Plan) -> list[HeldOut]:
     return [rows for data in plan.data.values() if (rows := data.heldout())]
 
 
-def shards_to_come(plan: Plan) -> list[Shard]:
+def shards_to_come(plan: RunPlan) -> list[Shard]:
     """List the training shards whose vectors a step that is not done yet needs."""
     train, start, heads = plan.texts.shards, plan.folder(0), plan.recipe.heads_start
     if compares_ridge(plan) and not (start.path / "ridge").is_dir():
         return list(train)
     used = set()
     if isinstance(heads, RidgeHeads) and not start.is_done:
-        used |= {shard.sha256 for shard in first_rows(train, heads.rows)}
+        used |= {shard.sha256 for shard in shards_covering(train, heads.rows)}
     for number, stage in enumerate(plan.recipe.stages, start=1):
         folder = plan.folder(number)
         if not stage.kind.own_targets and not folder.is_done:
@@ -96,7 +96,7 @@ def shards_to_come(plan: Plan) -> list[Shard]:
     return [shard for shard in train if shard.sha256 in used]
 
 
-def train_stage(plan: Plan, number: int, start: Path) -> Path:
+def train_stage(plan: RunPlan, number: int, start: Path) -> Path:
     """Train one stage to its end, unless it is done, and return its student."""
     stage, folder = plan.recipe.stages[number - 1], plan.folder(number)
     if folder.is_done:
@@ -125,7 +125,7 @@ def train_stage(plan: Plan, number: int, start: Path) -> Path:
     return folder.student
 
 
-def stream_rows(labeller: AnyLabeller, shards: Sequence[Shard], job: StageJob, first_step: int) -> Dataset:
+def stream_rows(labeller: Labeller, shards: Sequence[Shard], job: StageJob, first_step: int) -> Dataset:
     """Stream the labelled rows of a stage from `first_step` on, in the blocks that its workers take in turn."""
     span = {"first_step": first_step, "last_step": job.total_steps}
     visits = plan_visits(shards, seed=job.seed, batch_size=job.stage.batch_size, **span)

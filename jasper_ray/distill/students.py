@@ -14,9 +14,9 @@ from ray.data import Dataset
 
 from jasper_ray.assets import locate
 from jasper_ray.cli import log_progress
-from jasper_ray.corpus.shards import first_rows
+from jasper_ray.corpus.shards import shards_covering
 from jasper_ray.distill.heldout import by_prompt, target
-from jasper_ray.distill.plan import Plan
+from jasper_ray.distill.plan import RunPlan
 from jasper_ray.encoders import load_student
 from jasper_ray.models.folder import VISION, StudentCard, load_student_folder, save_student
 from jasper_ray.models.loading import load_tokenizer
@@ -31,7 +31,7 @@ from jasper_ray.teachers import Teacher
 logger = logging.getLogger(__name__)
 
 
-def starting_student(plan: Plan) -> Path:
+def starting_student(plan: RunPlan) -> Path:
     """Write the student before training, unless it is there, and return its folder."""
     folder = plan.folder(0)
     if folder.is_done:
@@ -42,7 +42,7 @@ def starting_student(plan: Plan) -> Path:
         write_start(plan.recipe, random_heads)
     heads = plan.recipe.heads_start
     if isinstance(heads, RidgeHeads):
-        shards = first_rows(plan.texts.shards, heads.rows)
+        shards = shards_covering(plan.texts.shards, heads.rows)
         logger.info("fitting the heads to %d texts", sum(shard.rows for shard in shards))
         dataset = plan.texts.labeller().label_shards(shards)
         with log_progress("fitting the heads"):
@@ -54,7 +54,7 @@ def starting_student(plan: Plan) -> Path:
     return folder.student
 
 
-def stage_start(plan: Plan, number: int, before: Path) -> Path:
+def stage_start(plan: RunPlan, number: int, before: Path) -> Path:
     """Return the student that a stage starts from: `before`, or its copy with vision if the stage needs that first."""
     vision, place = plan.recipe.student.vision, plan.folder(number).path / "start"
     if not plan.recipe.stages[number - 1].kind.needs_vision or (before / VISION).is_dir():
@@ -81,7 +81,7 @@ def write_vision(before: Path, vision: VisionSettings, seed: int, place: Path) -
     save_student(give_sight(student, tokenizer, vision, seed), tokenizer, card, place)
 
 
-def fit_heads_remotely(plan: Plan, dataset: Dataset, regularisation: float, destination: Path) -> None:
+def fit_heads_remotely(plan: RunPlan, dataset: Dataset, regularisation: float, destination: Path) -> None:
     """Call `fit_heads` on the cluster for the student with random heads."""
     start = plan.folder(0).path / "random_heads"
     plan.call(fit_heads, start, dataset, plan.recipe.teachers, regularisation, destination, plan.threads)

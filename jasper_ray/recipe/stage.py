@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class DataKind:
-    """A kind of rows to train on: the facts that a recipe's checks read, and the class that does the work."""
+class DataFacts:
+    """Facts of a data kind that a recipe is checked by, and the class that does its work."""
 
     settings: str
     """Key of the recipe that describes the rows."""
@@ -33,13 +33,13 @@ class DataKind:
     """Each head has a target of its own size; otherwise all have the teachers' target, of the full head's size."""
 
 
-DATA_KINDS: dict[str, DataKind] = {
-    "texts": DataKind(
+DATA_KINDS: dict[str, DataFacts] = {
+    "texts": DataFacts(
         settings="corpus",
         pools=lambda recipe: {f"teacher {teacher.name}": teacher.pool for teacher in recipe.teachers},
         work="jasper_ray.distill.data:TextData",
     ),
-    "images": DataKind(
+    "images": DataFacts(
         settings="images",
         pools=lambda recipe: (
             {"captions": recipe.images.pool, "decoders": recipe.images.decoders} if recipe.images else {}
@@ -146,8 +146,8 @@ class Stage(Settings):
         return self
 
     @property
-    def kind(self) -> DataKind:
-        """The kind of its rows."""
+    def kind(self) -> DataFacts:
+        """Facts of its rows' kind."""
         return DATA_KINDS[self.data]
 
     @property
