@@ -145,6 +145,10 @@ def test_csv_keeps_quoted_line_feeds_and_numbers_as_text() -> None:
     assert read(data, "x.csv") == ["two\nlines, one text", "1984", "<empty>"]
 
 
+def test_a_stray_quote_in_csv_is_part_of_the_text() -> None:
+    assert read(b'id,text\n1,"ab"c\n2,a "b"\n', "x.csv") == ["abc", 'a "b"']
+
+
 def test_broken_csv_is_named() -> None:
     with pytest.raises(ConfigError, match=r"x.csv: not CSV with a column 'text' \(CSV parse error.* got 3"):
         read(b"id,text\n1,one\n2,two,three\n", "x.csv")

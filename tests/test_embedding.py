@@ -36,6 +36,8 @@ from jasper_ray.encoders import TokenEncoder, load_encoder
 from jasper_ray.encoders.token_budget import TokenBudget
 from jasper_ray.models.tokenizing import Ids
 from jasper_ray.sources.files import printable
+from jasper_ray.sources.rows import read_texts
+from jasper_ray.sources.settings import Source
 from jasper_ray.sources.tables import REASON, TEXT, Columns, read_rows
 from jasper_ray.vectors import int8_ranges, least_cosine, quantise_binary, quantise_int8
 
@@ -117,6 +119,17 @@ def test_json_says_why_a_line_has_no_text(tmp_path: Path) -> None:
     assert [reason for _, reason in rows_of_file(tmp_path)] == [
         *(None, "null", "null", "not_text", "empty", "undecodable", "undecodable"),
         *("malformed",) * 3,
+    ]
+
+
+def test_a_corpus_drops_what_embedding_rejects(tmp_path: Path) -> None:
+    values = ["good ", None, 12, ["a"], "", " \n", "half \ud83d of a pair", "zwölf"]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": value}) + "\n" for value in values))
+    with pa.OSFile(str(tmp_path / "a.jsonl")) as stream:
+        cleaned = pa.concat_tables(read_texts(stream, "a.jsonl", Source(path="a.jsonl", format="jsonl"))).to_pylist()
+    counted_as = {"undecodable": "not_text"}
+    assert [(row["text"], row["dropped"]) for row in cleaned] == [
+        (text and text.strip(), reason and counted_as.get(reason, reason)) for text, reason in rows_of_file(tmp_path)
     ]
 
 

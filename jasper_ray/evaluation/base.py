@@ -126,7 +126,7 @@ class TableSet(SetSettings):
     prompt: str | None = None
     """Name of the prompt put before every text; a model that has no prompts at all gets the texts bare."""
     columns: Settings
-    """Which column holds what."""
+    """The columns of the values."""
 
     @model_validator(mode="after")
     def _columns_fit_the_format(self) -> Self:
@@ -201,13 +201,14 @@ def read_fields(
     Raises:
         ConfigError: no such file, no rows, a missing column, or an empty field.
     """
-    rows = []
-    for line, values in read_values(path, form, columns, header):
-        fields = tuple(text_field(v, column, path, line) for v, column in zip(values, columns, strict=True))
+    rows = [
+        (line, tuple(text_field(v, column, path, line) for v, column in zip(values, columns, strict=True)))
+        for line, values in read_values(path, form, columns, header)
+    ]
+    for line, fields in rows:
         if "" in fields:
             empty = columns[fields.index("")]
             raise ConfigError(f"{path}, line {line}: column {empty!r} is empty; fill it or remove the row")
-        rows.append((line, fields))
     if not rows:
         raise ConfigError(f"{path} has no rows")
     return rows

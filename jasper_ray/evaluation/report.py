@@ -84,7 +84,7 @@ class Scoreboard:
         self.rows: list[ScoreRow] = []
 
     def take(self, name: str, beside: Path, measure: Callable[[], list[ScoreRow]]) -> None:
-        """Add the scores of what is stored at `beside`, kept in a file next to it; measure them first if missing.
+        """Add the scores of the model at `beside` from a file next to it; measure them first if it is missing.
 
         The name of the file includes a hash of the sets, so other sets, or other texts in them, are measured again.
         """

@@ -128,11 +128,11 @@ def read_cranfield_grades(path: Path) -> Grades:
         fields = line.split()
         if not fields:
             continue
-        where = f"{path}, line {number}"
+        place = f"{path}, line {number}"
         if len(fields) != 3:
-            raise ConfigError(f"{where} holds {line.strip()!r}, expected the three numbers of query, document and code")
+            raise ConfigError(f"{place} holds {line.strip()!r}, expected the three numbers of query, document and code")
         query, document, code = fields
-        _add(grades, query, document, code, where, binary=True)
+        _add(grades, query, document, code, place, binary=True)
     return grades
 
 
@@ -141,11 +141,11 @@ def _cranfield_text(entry: str) -> str:
     return " ".join(re.sub(r"^\.[A-Z][ ]*$", "", text, flags=re.MULTILINE).split())
 
 
-def _add(grades: Grades, query: str, document: str, grade: str, where: str, binary: bool = False) -> None:
+def _add(grades: Grades, query: str, document: str, grade: str, place: str, binary: bool = False) -> None:
     try:
         value = float(grade)
     except ValueError:
-        raise ConfigError(f"{where}: the grade is {grade!r}, expected a number") from None
+        raise ConfigError(f"{place}: the grade is {grade!r}, expected a number") from None
     if value > 0:
         grades.setdefault(query, {})[document] = 1.0 if binary else value
 

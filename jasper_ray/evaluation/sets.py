@@ -39,7 +39,7 @@ EVALUATION_SETS: dict[str, type[SetSettings]] = {
 
 
 def union_of_sets() -> Any:
-    """Return the type of any entry of the table, told apart by `type`."""
+    """Return the type of any entry of the table, selected by `type`."""
     return Annotated[Union[tuple(EVALUATION_SETS.values())], Field(discriminator="type")]  # noqa: UP007
 
 
@@ -129,7 +129,7 @@ class SeeingEncoder(Protocol):
 
 
 class Kind(NamedTuple):
-    """A kind of input that is encoded in one call: images, or texts behind one prompt."""
+    """A kind of input that is encoded in one call: images, or texts with one prompt."""
 
     images: bool
     prompt: str | None
@@ -176,18 +176,16 @@ def _evaluate_set(encoder: Encoder, data: SetData, dims: Sequence[int]) -> list[
 
 def _encode(encoder: Encoder, data: SetData, dims: Sequence[int]) -> list[dict[int, np.ndarray]]:
     """Return the vectors `[N, D]` of each request by head; each different text or image is encoded once."""
-    asked = [(_kind(encoder.prompts, request, data.name), _items(request)) for request in data.requests]
-    rows: dict[Kind, dict[Hashable, int]] = {}
-    for kind, items in asked:
-        known = rows.setdefault(kind, {})
-        for item in items:
-            known.setdefault(item, len(known))
+    asked = [
+        (_kind(encoder.prompts, r, data.name), r.images if isinstance(r, ImageRequest) else r.texts)
+        for r in data.requests
+    ]
+    rows: dict[Kind, dict[Hashable, int]] = {kind: {} for kind, _ in asked}
+    places = [[rows[kind].setdefault(item, len(rows[kind])) for item in items] for kind, items in asked]
     vectors = {kind: _heads(encoder, list(known), kind, dims) for kind, known in rows.items()}
-    encoded = []
-    for kind, items in asked:
-        places_N = [rows[kind][item] for item in items]
-        encoded.append({dim: vectors[kind][dim][places_N] for dim in dims})
-    return encoded
+    return [
+        {dim: vectors[kind][dim][places_N] for dim in dims} for (kind, _), places_N in zip(asked, places, strict=True)
+    ]
 
 
 def _heads(encoder: Encoder, items: Sequence[Any], kind: Kind, dims: Sequence[int]) -> dict[int, np.ndarray]:
@@ -202,10 +200,6 @@ def _heads(encoder: Encoder, items: Sequence[Any], kind: Kind, dims: Sequence[in
         if not np.isfinite(vectors[dim]).all():
             raise FloatingPointError(f"the encoder's {dim}-d vectors hold values that are not finite")
     return vectors
-
-
-def _items(request: TextRequest | ImageRequest) -> Sequence[Hashable]:
-    return request.images if isinstance(request, ImageRequest) else request.texts
 
 
 def _kind(prompts: Mapping[str, str], request: TextRequest | ImageRequest, name: str, owner: str = "the model") -> Kind:

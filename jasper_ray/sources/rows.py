@@ -50,8 +50,6 @@ class Fault(NamedTuple):
 
 
 NOT_UTF8 = Fault("undecodable", "not UTF-8")
-
-
 Values = tuple[Any, ...]
 
 
@@ -59,7 +57,7 @@ class Rules(NamedTuple):
     """How much a row may differ from its format before it is a fault."""
 
     utf8: bool = False
-    """Bytes that are not UTF-8 are a fault of their row, also where they are no part of the values."""
+    """Bytes that are not UTF-8 are a fault of their row, even outside of its values."""
     quotes: bool = True
     """A stray quote in a csv file is an error; else it is part of the text."""
     header: bool = True
@@ -203,7 +201,7 @@ def _json_object(text: str) -> dict[str, Any] | Fault:
 
 
 def _csv_lines(stream: pa.NativeFile, rules: Rules) -> Iterator[tuple[int, list[str]]]:
-    """Yield the fields of each row of a csv file and the line where it ends; a blank line has no fields."""
+    """Yield the fields of each row of a csv file and the number of its last line; a blank line has no fields."""
     csv.field_size_limit(LARGEST_FIELD)
     reader = csv.reader(io.TextIOWrapper(stream, "utf-8-sig", "surrogateescape", newline=""), strict=rules.quotes)
     try:
