@@ -62,6 +62,7 @@ class SeeingRun:
 
     def __init__(self, small: SmallRun, folder: Path) -> None:
         self.folder = folder
+        self.recipe = small.recipe
         self.heads = small.recipe.student.heads
         self.images = Images.model_validate(
             {
@@ -78,7 +79,8 @@ class SeeingRun:
         self.pairs = folder / "pairs"
         *self.shards, self.heldout = write_pairs(self.images, self.pairs)
         self.blind, self.start = small.start, folder / "sight"
-        write_vision(self.blind, self.vision, 5, self.start)
+        seeing = small.recipe.student.model_copy(update={"vision": self.vision})
+        write_vision(small.recipe.model_copy(update={"student": seeing}), self.blind, self.start)
         self.cache = TargetCache(folder / "own")
         with process_as_it_was():
             list(labelled(whole_shards(self.shards), self.read, [self.label(self.cache)]))
@@ -229,5 +231,5 @@ def test_seeing_pays(run: SeeingRun, tmp_path: Path) -> None:
     assert sum(score.value for score in after) > sum(score.value for score in before)
     dataset = run.labeller(run.cache).label_shards(run.shards)
     with process_as_it_was():
-        ridge = measure_tower_ridge("ridge", run.start, dataset, pairs, "float32", threads=1)
+        ridge = measure_tower_ridge(run.recipe, "ridge", run.start, dataset, pairs)
     assert {(record.dim, record.metric) for record in ridge} == {(score.dim, score.metric) for score in after}

@@ -23,10 +23,9 @@ from jasper_ray.evaluation import Score, ScoreRow, SetData, as_scores, evaluate,
 from jasper_ray.labelling.target_cache import TargetCache
 from jasper_ray.labelling.tasks import Batch, read_rows, vector_column
 from jasper_ray.ray_runtime import own_device
-from jasper_ray.recipe import load_recipe
+from jasper_ray.recipe import Recipe, load_recipe
 from jasper_ray.run_folder import RunFolder
 from jasper_ray.teachers import Ensemble, Teacher, fuse
-from jasper_ray.vectors import Precision
 
 HELD_OUT = "held-out"
 LEAST_ROWS = 3
@@ -158,27 +157,22 @@ def check_full_head(full_head: int, sizes: Mapping[str, int]) -> None:
 
 
 def measure_student(
-    moment: str,
-    folder: Path,
-    heldout: Sequence[HeldOut],
-    sets: Sequence[SetData],
-    precision: Precision,
-    threads: int,
+    recipe: Recipe, moment: str, folder: Path, heldout: Sequence[HeldOut], sets: Sequence[SetData]
 ) -> list[ScoreRow]:
     """Measure every head of a student on the sets and the held-out rows; without vision on texts only."""
-    torch.set_num_threads(threads)
+    torch.set_num_threads(recipe.stages[0].torch_threads)
     device = own_device()
-    encoder = load_student(folder, device, precise(precision, device))
+    encoder = load_student(folder, device, precise(recipe.evaluation.precision, device))
     scores = evaluate(encoder, sets, dims=encoder.student.dims)
     for rows in heldout:
         scores += rows.scores(encoder) if encoder.sees or not rows.needs_vision else []
     return with_moment(moment, scores)
 
 
-def measure_teachers(teachers: Sequence[Teacher], sets: Sequence[SetData], threads: int) -> list[ScoreRow]:
+def measure_teachers(recipe: Recipe, sets: Sequence[SetData]) -> list[ScoreRow]:
     """Measure each teacher, and the ensemble of all, on the sets."""
-    torch.set_num_threads(threads)
-    encoders = [teacher.open(own_device()) for teacher in teachers]
+    torch.set_num_threads(recipe.stages[0].torch_threads)
+    encoders = [teacher.open(own_device()) for teacher in recipe.teachers]
     records = [record for encoder in encoders for record in with_moment(encoder.teacher.name, evaluate(encoder, sets))]
     if len(encoders) > 1:
         records += with_moment("teachers together", evaluate(Ensemble(encoders), sets))

@@ -16,7 +16,7 @@ from torch import Tensor
 from jasper_ray.cli import log_progress
 from jasper_ray.distill.heldout import HeldOut, HeldOutPairs, measure_student, measure_teachers
 from jasper_ray.distill.plan import RunPlan
-from jasper_ray.distill.students import fit_heads_remotely
+from jasper_ray.distill.students import fit_heads
 from jasper_ray.encoders import StudentEncoder, load_student
 from jasper_ray.encoders.precision import precise
 from jasper_ray.evaluation import Score, Scoreboard, ScoreRow, text_sets, with_moment
@@ -24,9 +24,8 @@ from jasper_ray.images import decode
 from jasper_ray.labelling.tasks import PIXELS, vector_column
 from jasper_ray.models.ridge import RidgeFit, with_constant
 from jasper_ray.ray_runtime import own_device
-from jasper_ray.recipe import RidgeHeads
+from jasper_ray.recipe import Recipe, RidgeHeads
 from jasper_ray.teachers import OWN, split_heads
-from jasper_ray.vectors import Precision
 
 logger = logging.getLogger(__name__)
 
@@ -36,8 +35,7 @@ STRENGTHS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 
 def measure(plan: RunPlan, board: Scoreboard, heldout: Sequence[HeldOut], moment: str, student: Path) -> None:
     """Measure a student, unless its scores are stored beside it."""
-    arguments = heldout, board.sets, plan.recipe.evaluation.precision, plan.threads
-    board.take(moment, student, lambda: plan.call(measure_student, moment, student, *arguments))
+    board.take(moment, student, lambda: plan.call(measure_student, moment, student, heldout, board.sets))
 
 
 def measure_baselines(plan: RunPlan, board: Scoreboard, heldout: Sequence[HeldOut]) -> None:
@@ -50,7 +48,7 @@ def measure_baselines(plan: RunPlan, board: Scoreboard, heldout: Sequence[HeldOu
     sets = text_sets(board.sets)
     if plan.recipe.evaluation.teachers and sets:
         place = plan.run.path / "teachers"
-        board.take("the teachers", place, lambda: plan.call(measure_teachers, plan.recipe.teachers, sets, plan.threads))
+        board.take("the teachers", place, lambda: plan.call(measure_teachers, sets))
 
 
 def compares_ridge(plan: RunPlan) -> bool:
@@ -66,7 +64,7 @@ def ridge_student(plan: RunPlan) -> Path:
         dataset = plan.texts.labeller().label_shards(plan.texts.shards)
         regularisation = RidgeHeads(type="ridge").regularisation  # for many texts, unlike the start's, which may be few
         with log_progress("fitting the heads"):
-            fit_heads_remotely(plan, dataset, regularisation, folder)
+            plan.call(fit_heads, folder.with_name("random_heads"), dataset, regularisation, folder)
     return folder
 
 
@@ -74,19 +72,22 @@ def measure_tower(plan: RunPlan, board: Scoreboard, pairs: HeldOutPairs) -> None
     """Measure a ridge fit from the untrained tower to the captions' vectors of the first stage on images."""
     number, stage = next((n, s) for n, s in enumerate(plan.recipe.stages, start=1) if s.kind.needs_vision)
     start, rows = plan.folder(number).path / "start", plan.data[stage.data]
-    arguments = start, rows.labeller(start).label_shards(rows.shards), pairs, plan.recipe.evaluation.precision
-    place = start.with_name("tower-ridge")
-    moment = "tower ridge"
-    board.take(moment, place, lambda: plan.call(measure_tower_ridge, moment, *arguments, plan.threads))
+    dataset, place, moment = (
+        rows.labeller(start).label_shards(rows.shards),
+        start.with_name("tower-ridge"),
+        "tower ridge",
+    )
+    board.take(moment, place, lambda: plan.call(measure_tower_ridge, moment, start, dataset, pairs))
 
 
 def measure_tower_ridge(
-    moment: str, start: Path, dataset: Dataset, pairs: HeldOutPairs, precision: Precision, threads: int
+    recipe: Recipe, moment: str, start: Path, dataset: Dataset, pairs: HeldOutPairs
 ) -> list[ScoreRow]:
     """Measure the recall of every head, for the fit that finds most captions among ten with the full head."""
-    torch.set_num_threads(threads)
+    torch.set_num_threads(recipe.stages[0].torch_threads)
     device = own_device()
-    encoder = load_student(start, device, precise(precision, device), pixel_limit=pairs.pixel_limit)
+    dtype = precise(recipe.evaluation.precision, device)
+    encoder = load_student(start, device, dtype, pixel_limit=pairs.pixel_limit)
     fit = fit_tower(encoder, dataset)
     features_NC = tower_features(encoder, heldout_pixels(encoder, pairs))
     captions = pairs.encode_captions(encoder)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import pkgutil
 from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any, NamedTuple
@@ -12,7 +11,7 @@ import ray
 import torch
 
 from jasper_ray.cli import log_progress
-from jasper_ray.distill.data import StageData
+from jasper_ray.distill.plan import data_kinds
 from jasper_ray.encoders.precision import bfloat16_speed, overridden_precision, worth_precision
 from jasper_ray.evaluation import SetData, read_sets
 from jasper_ray.ray_runtime import starts_ray
@@ -28,7 +27,6 @@ from jasper_ray.recipe.machine import (
     with_gpus,
     with_precisions,
 )
-from jasper_ray.recipe.stage import DATA_KINDS
 from jasper_ray.run_folder import RunFolder
 from jasper_ray.teachers import described
 from jasper_ray.vectors import Dtype
@@ -60,8 +58,8 @@ def preflight(recipe: Recipe, run: RunFolder) -> Checked:
     with log_progress("checking the recipe"):
         sets = read_sets(recipe.evaluation.sets)
         check_measuring(recipe, sets)
-        for kind in data_kinds(recipe).values():
-            kind.check_sources(recipe)
+        for name, rows in data_kinds(recipe).items():
+            rows.check_sources(recipe.rows_of(name))
         check_patterns(recipe)
         overridden_precision()
         weights = [teacher.weights() for teacher in recipe.teachers]
@@ -72,11 +70,6 @@ def preflight(recipe: Recipe, run: RunFolder) -> Checked:
         logger.info("%s", gpus_in_words(recipe, gpus))
     run.create()
     return Checked(recipe, sets, weights, is_local)
-
-
-def data_kinds(recipe: Recipe) -> dict[str, type[StageData]]:
-    """Import the class of every kind of rows that the recipe has, by the name of the kind."""
-    return {name: pkgutil.resolve_name(kind.work) for name, kind in DATA_KINDS.items() if recipe.rows_of(name)}
 
 
 def resolve(checked: Checked, run: RunFolder) -> tuple[Recipe, list[dict[str, Any]]]:

@@ -92,7 +92,9 @@ def shards_to_come(plan: RunPlan) -> list[Shard]:
     for number, stage in enumerate(plan.recipe.stages, start=1):
         folder = plan.folder(number)
         if not stage.kind.own_targets and not folder.is_done:
-            used |= {visit.sha256 for visit in plan.visits(stage, latest_step(folder.checkpoints))}
+            span = {"first_step": latest_step(folder.checkpoints), "last_step": plan.total_steps(stage)}
+            visits = plan_visits(train, seed=plan.recipe.seed, batch_size=stage.batch_size, **span)
+            used |= {visit.sha256 for visit in visits}
     return [shard for shard in train if shard.sha256 in used]
 
 

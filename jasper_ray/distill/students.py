@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -22,11 +21,9 @@ from jasper_ray.models.folder import VISION, StudentCard, load_student_folder, s
 from jasper_ray.models.loading import load_tokenizer
 from jasper_ray.models.ridge import RidgeFit, set_heads
 from jasper_ray.models.student import build_student, give_sight
-from jasper_ray.models.vision import VisionSettings
 from jasper_ray.ray_runtime import own_device
 from jasper_ray.recipe import Recipe, RidgeHeads
 from jasper_ray.run_folder import publish
-from jasper_ray.teachers import Teacher
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +43,7 @@ def starting_student(plan: RunPlan) -> Path:
         logger.info("fitting the heads to %d texts", sum(shard.rows for shard in shards))
         dataset = plan.texts.labeller().label_shards(shards)
         with log_progress("fitting the heads"):
-            fit_heads_remotely(plan, dataset, heads.regularisation, folder.student)
+            plan.call(fit_heads, random_heads, dataset, heads.regularisation, folder.student)
     else:
         publish(random_heads, folder.student)
     folder.mark_done()
@@ -56,12 +53,12 @@ def starting_student(plan: RunPlan) -> Path:
 
 def stage_start(plan: RunPlan, number: int, before: Path) -> Path:
     """Return the student that a stage starts from: `before`, or its copy with vision if the stage needs that first."""
-    vision, place = plan.recipe.student.vision, plan.folder(number).path / "start"
+    place = plan.folder(number).path / "start"
     if not plan.recipe.stages[number - 1].kind.needs_vision or (before / VISION).is_dir():
         return before
     if not place.is_dir():
         with log_progress("adding vision to the student"):
-            plan.call(write_vision, before, vision, plan.recipe.seed, place)
+            plan.call(write_vision, before, place)
     return place
 
 
@@ -75,37 +72,25 @@ def write_start(recipe: Recipe, folder: Path) -> None:
     save_student(build_student(recipe.student, recipe.seed), tokenizer, card, folder)
 
 
-def write_vision(before: Path, vision: VisionSettings, seed: int, place: Path) -> None:
+def write_vision(recipe: Recipe, before: Path, place: Path) -> None:
     """Write the student in `before` with a vision encoder to `place`."""
+    assert recipe.student.vision
     student, tokenizer, card = load_student_folder(before)
-    save_student(give_sight(student, tokenizer, vision, seed), tokenizer, card, place)
+    save_student(give_sight(student, tokenizer, recipe.student.vision, recipe.seed), tokenizer, card, place)
 
 
-def fit_heads_remotely(plan: RunPlan, dataset: Dataset, regularisation: float, destination: Path) -> None:
-    """Call `fit_heads` on the cluster for the student with random heads."""
-    start = plan.folder(0).path / "random_heads"
-    plan.call(fit_heads, start, dataset, plan.recipe.teachers, regularisation, destination, plan.threads)
-
-
-def fit_heads(
-    start: Path,
-    dataset: Dataset,
-    teachers: Sequence[Teacher],
-    regularisation: float,
-    destination: Path,
-    threads: int,
-) -> None:
+def fit_heads(recipe: Recipe, start: Path, dataset: Dataset, regularisation: float, destination: Path) -> None:
     """Fit the heads of the student in `start` to the labelled rows of `dataset`, and write it to `destination`.
 
     Raises:
         ConfigError: `start` is not a student folder.
     """
-    torch.set_num_threads(threads)
+    torch.set_num_threads(recipe.stages[0].torch_threads)
     encoder = load_student(start, own_device())
     student = encoder.student
     fit = RidgeFit(student.body.config.hidden_size, student.dims[0])
     for batch in dataset.iter_batches(batch_size=None):
-        target_NE = target(batch, teachers)
+        target_NE = target(batch, recipe.teachers)
         for rows, prompt in by_prompt(batch):
             pooled_NH = encoder.pooled(batch["text"][rows].tolist(), prompt)
             fit.add(pooled_NH, target_NE[torch.from_numpy(rows)])

@@ -56,11 +56,7 @@ def with_sets(recipe: Recipe, sets: tuple[EvaluationSet, ...]) -> Recipe:
 
 
 def recipe_path(name_or_path: str) -> Path:
-    """Find the file of a recipe.
-
-    Raises:
-        ConfigError: there is none.
-    """
+    """Find the file of a recipe."""
     if name_or_path.endswith((".yaml", ".yml")):
         if not Path(name_or_path).is_file():
             raise ConfigError(f"there is no recipe file {name_or_path!r}; check the path")
@@ -80,11 +76,7 @@ def shipped_recipes() -> list[str]:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Read the mapping in a recipe file.
-
-    Raises:
-        ConfigError: it is no such file.
-    """
+    """Read the mapping in a recipe file."""
     try:
         value = yaml.load(path.read_text(encoding="utf-8"), Loader=RecipeLoader)
     except yaml.YAMLError as error:
@@ -104,11 +96,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def parse_recipe(value: dict[str, Any], origin: str) -> Recipe:
-    """Parse a recipe from plain values.
-
-    Raises:
-        ConfigError: names the first fault and its place; `origin` is the file.
-    """
+    """Parse a recipe from plain values; an error names `origin`, the place and the fault in one sentence."""
     try:
         return Recipe.model_validate(value)
     except ValidationError as error:

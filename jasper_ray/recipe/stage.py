@@ -22,10 +22,12 @@ class DataFacts:
 
     settings: str
     """Key of the recipe that describes the rows."""
+    folder: str
+    """Folder of the prepared rows in a run folder."""
     pools: Callable[[Recipe], Mapping[str, Pool]]
     """The actors that make the rows while a stage trains, by name."""
     work: str
-    """Module and name of the subclass of `jasper_ray.distill.data.StageData` that prepares, labels and batches the rows
+    """Module and name of the subclass of `jasper_ray.distill.plan.StageData` that prepares, labels and batches the rows
     of a run. It is imported when a run starts, so that checking a recipe does not load Ray."""
     needs_vision: bool = False
     """The student needs a vision encoder to read a row."""
@@ -36,15 +38,17 @@ class DataFacts:
 DATA_KINDS: dict[str, DataFacts] = {
     "texts": DataFacts(
         settings="corpus",
+        folder="corpus",
         pools=lambda recipe: {f"teacher {teacher.name}": teacher.pool for teacher in recipe.teachers},
-        work="jasper_ray.distill.data:TextData",
+        work="jasper_ray.distill.plan:TextData",
     ),
     "images": DataFacts(
         settings="images",
+        folder="pairs",
         pools=lambda recipe: (
             {"captions": recipe.images.pool, "decoders": recipe.images.decoders} if recipe.images else {}
         ),
-        work="jasper_ray.distill.data:ImageData",
+        work="jasper_ray.distill.plan:ImageData",
         needs_vision=True,
         own_targets=True,
     ),

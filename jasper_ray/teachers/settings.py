@@ -144,7 +144,6 @@ class SentenceTransformerTeacher(TeacherBase):
         return self
 
     def load(self, device: str | None = None) -> Encoder:
-        """See `TeacherBase.load`."""
         return load_sentence_transformer(
             self.model,
             self.revision,
@@ -158,16 +157,13 @@ class SentenceTransformerTeacher(TeacherBase):
         )
 
     def weights(self) -> str:
-        """See `TeacherBase.weights`."""
         return weights_identity(self.model, self.revision)
 
     def at(self, weights: str) -> SentenceTransformerTeacher:
-        """See `TeacherBase.at`."""
         kind, _, commit = weights.partition(":")
         return self.model_copy(update={"revision": commit}) if kind == "commit" else self
 
     def behaviour(self) -> dict[str, Any]:
-        """See `TeacherBase.behaviour`."""
         assert self.dtype != "auto", "vectors in a precision that is still to be decided have no identity"
         return super().behaviour()
 
@@ -181,7 +177,6 @@ class HashTeacher(TeacherBase):
     name: Name = "hash"
 
     def load(self, device: str | None = None) -> Encoder:
-        """See `TeacherBase.load`."""
         return HashEncoder(self.dim, self.prompt_texts)
 
 
