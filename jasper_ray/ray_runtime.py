@@ -152,8 +152,8 @@ def stop_ray() -> None:
         ray.shutdown(wait_for_processes=True)
 
 
-def check_room(cpus: float, gpus: float) -> None:
-    """Refuse a cluster that can never run the job.
+def check_room(cpus: float, gpus: float, settings: str = "pools, workers, or their cpus or gpus") -> None:
+    """Refuse a cluster that can never run the job; `settings` names what the user can lower.
 
     Raises:
         ConfigError: it has too few CPUs or GPUs.
@@ -163,7 +163,7 @@ def check_room(cpus: float, gpus: float) -> None:
         if needed > resources.get(name, 0.0) + 1e-6:
             raise ConfigError(
                 f"{needed:g} {name}s would be reserved at once, but the cluster has {resources.get(name, 0.0):g}; "
-                "lower pools, workers, or their cpus or gpus, or add machines"
+                f"lower {settings}, or add machines"
             )
 
 

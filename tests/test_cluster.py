@@ -22,7 +22,7 @@ from small_run import title
 from small_student import small_student
 
 from jasper_ray.commands.serve import make_key
-from jasper_ray.serving.flags import FILES, PORTS, free_ports
+from jasper_ray.serving.ray_serve import FILES, PORTS, free_ports
 
 pytestmark = pytest.mark.slow
 

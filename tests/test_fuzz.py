@@ -27,8 +27,8 @@ from serving import output_folder, served
 from small_student import small_student
 
 from jasper_ray.models.identity import weights_identity
-from jasper_ray.serving.flags import free_ports
-from jasper_ray.serving.run import joined_ray, start
+from jasper_ray.serving.ray_serve import free_ports
+from jasper_ray.serving.run import serve_session, start
 from jasper_ray.serving.settings import ServeSettings
 
 ON_RAY = os.environ.get("JASPER_RAY_FUZZ_RAY") == "1"
@@ -54,7 +54,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 def without_ray(student: Path, ranges: Path) -> Iterator[str]:
     with served(student, limits=LIMITS, ranges=str(ranges)) as (address, service):
         yield address
-        assert service.engine.queue.waiting == service.engine.coming == 0, "all that was admitted has left"
+        assert service.engine.queue.waiting == service.engine.being_read == 0, "all that was admitted has left"
         assert service.engine.model.dead is None
 
 
@@ -62,7 +62,7 @@ def without_ray(student: Path, ranges: Path) -> Iterator[str]:
 def on_ray(student: Path, ranges: Path) -> Iterator[str]:
     values = {"model": str(student), "name": "small", "open": True, "limits": LIMITS, "ranges": str(ranges)}
     settings, (port,) = ServeSettings.model_validate(values), free_ports(1)
-    with joined_ray(settings):
+    with serve_session(settings):
         start(settings, "127.0.0.1", port)
         yield f"http://127.0.0.1:{port}"
 

@@ -234,10 +234,10 @@ def test_what_is_missing_and_who_is_gone_are_told(server: str, open_page: Open) 
 def test_a_server_with_keys_asks_for_one_and_the_page_keeps_it_nowhere(student: Path, open_page: Open) -> None:
     with served(student, open=False, keys={"tests": hashlib.sha256(KEY.encode()).hexdigest()}) as (address, _):
         page = open_page(address, foreseen=REFUSED)
-        expect(page.get_by_role("alert")).to_contain_text("No API key was sent")
+        expect(page.get_by_role("alert")).to_contain_text("Missing API key")
         page.get_by_label("API key").fill("jr-wrong")
         page.keyboard.press("Enter")
-        expect(page.get_by_role("alert")).to_contain_text("This API key is not known")
+        expect(page.get_by_role("alert")).to_contain_text("Unknown API key")
         page.get_by_label("API key").fill(KEY)
         page.keyboard.press("Enter")
         expect(page.get_by_label("API key")).to_be_hidden()

@@ -29,8 +29,8 @@ from test_fuzz import BODIES, LINE, speak, status
 
 from jasper_ray import load_student
 from jasper_ray.serving.deployment import build_app
-from jasper_ray.serving.flags import free_ports
-from jasper_ray.serving.run import APP, joined_ray, start
+from jasper_ray.serving.ray_serve import free_ports
+from jasper_ray.serving.run import APP, serve_session, start
 from jasper_ray.serving.settings import ServeSettings
 
 pytestmark = pytest.mark.slow
@@ -59,7 +59,7 @@ def address(student: Path) -> Iterator[str]:
     """A server of two replicas."""
     (port,) = free_ports(1)
     settings = settings_for(student)
-    with joined_ray(settings):
+    with serve_session(settings):
         start(settings, "127.0.0.1", port)
         yield f"http://127.0.0.1:{port}"
 

@@ -38,7 +38,7 @@ from small_student import small_student
 from jasper_ray import load_student
 from jasper_ray.config import ConfigError
 from jasper_ray.recipe import load_recipe
-from jasper_ray.serving.flags import free_ports
+from jasper_ray.serving.ray_serve import free_ports
 
 LINES = ["a red boat", "the wing stalls at high speed", "x", "rain all day"] * 4
 HEALTHY = """

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import shlex
+import subprocess
+import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
@@ -19,6 +22,9 @@ import torch
 from picture_files import photo, written
 from prometheus_client.parser import text_string_to_metric_families
 from pydantic import ValidationError
+from ray._private import ray_constants
+from ray.serve._private import constants
+from ray.serve._private.replica import SERVE_BUILD_ASGI_APP_METHOD
 from serving import output_folder
 from small_student import small_student
 
@@ -30,16 +36,17 @@ from jasper_ray.encoders import StudentEncoder, load_student
 from jasper_ray.encoders.token_budget import TokenBudget
 from jasper_ray.models.identity import weights_identity
 from jasper_ray.models.tokenizing import Ids
-from jasper_ray.serving import fetching, flags, keys
+from jasper_ray.serving import fetching, keys, middleware, ray_serve
+from jasper_ray.serving.deployment import Server
 from jasper_ray.serving.engine import Engine
-from jasper_ray.serving.errors import Refusal
+from jasper_ray.serving.errors import Refusal, safe_traceback
 from jasper_ray.serving.inputs import Cut, ImageInput, Input, Prepared, TextInput, TokenInput
 from jasper_ray.serving.keys import EVERYONE, Key, Keys, Ledger, charge, digest_of, keys_in, new_key
 from jasper_ray.serving.load import open_service
 from jasper_ray.serving.metrics import Metrics, merged
 from jasper_ray.serving.model import Model
 from jasper_ray.serving.prepare import Preparer
-from jasper_ray.serving.queue import Row, TokenQueue, Work
+from jasper_ray.serving.queue import PendingRequest, QueueRow, TokenQueue
 from jasper_ray.serving.service import Service
 from jasper_ray.serving.settings import Copies, Limits, ServeSettings
 from jasper_ray.serving.vectors import cut, head_for, typed
@@ -113,36 +120,81 @@ def test_the_readme_sets_the_flags_that_a_local_server_sets() -> None:
     readme = (Path(__file__).parents[1] / "cluster" / "README.md").read_text(encoding="utf-8")
     block = readme[readme.index("export RAY_SERVE_ENABLE_HA_PROXY") :].partition("ray get-auth-token")[0]
     told = dict(part.split("=", 1) for part in shlex.split(block, comments=True) if "=" in part)
-    ours = {**flags.FLAGS, **flags.HAPROXY_FLAGS}
+    ours = {**ray_serve.FLAGS, **ray_serve.HAPROXY_FLAGS}
     assert told == {name: ours[name] for name in told}
-    assert set(told) >= set(flags.HAPROXY_FLAGS)
+    assert set(told) >= set(ray_serve.HAPROXY_FLAGS)
+
+
+def test_ray_serve_has_the_private_names_that_serving_uses() -> None:
+    known = "".join(Path(module.__file__ or "").read_text("utf-8") for module in (constants, ray_constants))
+    names = (*ray_serve.FLAGS, *ray_serve.HAPROXY_FLAGS, *ray_serve.PORTS, *ray_serve.FILES)
+    assert [name for name in names if f'"{name}"' not in known] == []
+    headers = [constants.SERVE_HTTP_REQUEST_TIMEOUT_S_HEADER, constants.SERVE_HTTP_REQUEST_DISCONNECT_DISABLED_HEADER]
+    headers += [constants.SERVE_SESSION_ID, constants.SERVE_MULTIPLEXED_MODEL_ID]
+    assert {name.encode() for name in headers} <= middleware.RAY_HEADERS
+    module, _, function = ray_serve.FLAGS["RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"].rpartition(".")
+    assert (module, function) == (middleware.__name__, middleware.middlewares.__name__)
+    assert hasattr(Server, SERVE_BUILD_ASGI_APP_METHOD)
+
+
+def test_rays_controller_imports_no_model_for_the_autoscaling_policy() -> None:
+    module, _, policy = ray_serve.autoscaling(Copies(max=2))["policy"]["policy_function"].partition(":")
+    code = f"import sys; from {module} import {policy}; print(*{{'torch', 'transformers', 'ray'}} & sys.modules.keys())"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).split() == []
+
+
+def test_replicas_follow_queued_work_and_the_busy_share() -> None:
+    policy = ray_serve.QueuedWork(target_s=0.5)
+    cases = [([0.0], [0.0], 1), ([1.0], [0.5], 2), ([0.5, 0.6], [0.1, 0.1], 3), ([0.0, 0.0], [0.9, 0.9], 3)]
+    for queued, busy, replicas in cases:
+        metrics = {ray_serve.QUEUED: dict(enumerate(queued)), ray_serve.BUSY: dict(enumerate(busy))}
+        context: Any = SimpleNamespace(aggregated_metrics=metrics)
+        assert policy(context) == (replicas, {})
+
+
+# ---- Errors in logs ----
+
+
+def test_a_traceback_for_logs_has_places_and_classes_and_no_values() -> None:
+    def embed(text: str) -> None:
+        try:
+            int(text)
+        except ValueError as error:
+            raise RuntimeError(f"cannot embed {text}") from error
+
+    with pytest.raises(RuntimeError) as caught:
+        embed("private words")
+    written = safe_traceback(caught.value)
+    frame = r'  File ".*test_serving\.py", line \d+, in '
+    assert re.fullmatch(rf"{frame}embed\nValueError\n{frame}test_\w+\n{frame}embed\nRuntimeError", written)
 
 
 # ---- The queue ----
 
 
-def row(tokens: int, kind: object = None, abandoned: bool = False) -> Row:
+def row(tokens: int, kind: object = None, abandoned: bool = False) -> QueueRow:
     """The row of a request of its own."""
     return request(tokens, kind=kind, abandoned=abandoned)[0]
 
 
-def request(*lengths_: int, kind: object = None, abandoned: bool = False) -> list[Row]:
+def request(*lengths_: int, kind: object = None, abandoned: bool = False) -> list[QueueRow]:
     """The rows of one request."""
     answer: Any = SimpleNamespace(done=lambda: abandoned)
-    work = Work((32,), answer, [None] * len(lengths_), len(lengths_))
+    pending = PendingRequest((32,), answer, [None] * len(lengths_), len(lengths_))
     return [
-        Row(work, place, Prepared(np.ones(tokens, np.int32), tokens), kind) for place, tokens in enumerate(lengths_)
+        QueueRow(pending, place, Prepared(np.ones(tokens, np.int32), tokens), kind)
+        for place, tokens in enumerate(lengths_)
     ]
 
 
-def queue_of(*requests: Sequence[Row] | Row, seconds: float = 10.0, rate: float = 1.0) -> TokenQueue:
+def queue_of(*requests: Sequence[QueueRow] | QueueRow, seconds: float = 10.0, rate: float = 1.0) -> TokenQueue:
     queue = TokenQueue(seconds, rate=rate)
     for rows in requests:
-        queue.put([rows] if isinstance(rows, Row) else rows)
+        queue.put([rows] if isinstance(rows, QueueRow) else rows)
     return queue
 
 
-def lengths(rows: Iterable[Row]) -> list[int]:
+def lengths(rows: Iterable[QueueRow]) -> list[int]:
     return [one.input.tokens for one in rows]
 
 
@@ -159,7 +211,7 @@ def test_the_first_row_goes_whatever_its_size_and_so_nothing_starves() -> None:
     generator = np.random.default_rng(0)
     queue = queue_of(*(row(int(tokens)) for tokens in generator.integers(1, 200, 2000)))
     waited = 0
-    while queue.lines:
+    while queue.requests:
         first = next(queue.rows)
         batch = queue.take(256, 8)
         assert batch[0] is first
@@ -173,7 +225,7 @@ def test_the_first_row_goes_whatever_its_size_and_so_nothing_starves() -> None:
 def test_a_large_request_delays_a_small_one_by_a_batch() -> None:
     large, small = request(*[20] * 1000), request(50)
     queue = queue_of(large, small)
-    assert {one.work for one in queue.take(100, 99)} == {large[0].work}
+    assert {one.request for one in queue.take(100, 99)} == {large[0].request}
     assert queue.take(100, 99)[0] is small[0]
     assert len(queue.take(100, 99)) == 5  # and then the large one has the model for itself
 
@@ -195,7 +247,7 @@ def test_a_large_request_fills_half_of_the_budget_at_most() -> None:
     queue.put(request(1))
     assert refusal(queue.check).status == 429
     for one in large:
-        queue.leave(one.work, one.input.tokens)
+        queue.uncount(one.request, one.input.tokens)
     assert (queue.waiting, queue.counted) == (1001, 101)
 
 
@@ -283,8 +335,8 @@ async def ask(engine: Engine, *rows: Sequence[int], head: int = 32) -> np.ndarra
     """The vectors of rows of token ids."""
     inputs = [Prepared(np.array(one, np.int32), len(one)) for one in rows]
     with engine.admit(sum(map(len, rows))) as admission:
-        work = await engine.embed(inputs, [head], admission)
-    return np.stack([one[head] for one in work.rows if one is not None])
+        done = await engine.embed(inputs, [head], admission)
+    return np.stack([one[head] for one in done.vectors if one is not None])
 
 
 async def until(condition: Callable[[], object]) -> None:
@@ -355,8 +407,12 @@ def test_a_model_that_fails_altogether_is_dead(held: Held, caplog: pytest.LogCap
             assert engine.model.dead
             assert "ValueError" in engine.model.dead
             assert refusal(engine.check).status == 503
-            with pytest.raises(Refusal, match="about to be replaced"):
+            with pytest.raises(Refusal, match="will be replaced"):
                 await ask(engine, [101, 102])
+            assert re.search(
+                r'model has failed.*\n(  File .*\n)+  File ".*", line \d+, in encode_tokens\nValueError', caplog.text
+            )
+            assert "the text itself" not in caplog.text
 
     asyncio.run(tell())
 
@@ -441,7 +497,7 @@ def test_too_much_is_refused(held: Held) -> None:
             held.gate.clear()
             let_in = [asyncio.create_task(ask(engine, [101, 1, 1, 102])) for _ in range(3)]
             await until(lambda: held.batches and engine.queue.waiting == 12)
-            with pytest.raises(Refusal, match="too much is waiting") as caught:
+            with pytest.raises(Refusal, match="is overloaded") as caught:
                 await ask(engine, [101, 102])
             assert caught.value.status == 429
             held.gate.set()
@@ -457,7 +513,7 @@ def test_an_engine_that_ends_answers_what_waits_and_takes_no_more(held: Held) ->
             busy = asyncio.create_task(ask(engine, [101, 102]))
             await until(lambda: held.batches)
             waits = asyncio.create_task(ask(engine, [101, 2000, 102]))
-            await until(lambda: engine.queue.lines)
+            await until(lambda: engine.queue.requests)
             held.gate.set()
             engine.close()
             assert len(await busy) == len(await waits) == 1
@@ -610,7 +666,7 @@ def test_ranges_are_those_of_the_index_and_of_no_other_model(folder: Path, tmp_p
     [
         ({"prompt": "search"}, "no prompt 'search'"),
         ({"max_length": 5000}, "cannot read 5000 tokens .* lower max_length"),
-        ({"keys_file": "/nowhere/keys.yaml"}, "'/nowhere/keys.yaml' cannot be read"),
+        ({"keys_file": "/nowhere/keys.yaml"}, "cannot read the keys in '/nowhere/keys.yaml'"),
         ({"model": "/nowhere/student"}, "nowhere"),
     ],
 )
@@ -646,7 +702,7 @@ def test_keys_come_from_a_file_and_from_settings(tmp_path: Path) -> None:
 def test_keys_rotate_while_the_server_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(keys, "LOOK_S", 0.0)
+    monkeypatch.setattr(keys, "CHECK_S", 0.0)
     file = key_file(tmp_path / "keys.yaml", old="the-old-secret-1")
     known = Keys(str(file), {}, open_=False)
     key_file(file, old="the-old-secret-1", new="the-new-secret-22")
@@ -663,7 +719,7 @@ def test_keys_rotate_while_the_server_runs(
     assert known.caller("Bearer the-new-secret-22").name == "new"
     key_file(file, last="the-last-secret-333")
     assert known.caller("Bearer the-last-secret-333").name == "last"
-    assert "the keys stay as they were" in caplog.text
+    assert "could not reload API keys, keeping the old ones" in caplog.text
     assert "secret" not in caplog.text
 
 
@@ -782,7 +838,7 @@ def local_files() -> Iterator[int]:
 
 
 def fetch(url: str, allowed: Callable[[str], bool] = fetching.is_public) -> bytes:
-    return asyncio.run(fetching.fetched(url, 5000, allowed))
+    return asyncio.run(fetching.fetch(url, 5000, allowed))
 
 
 def anywhere(_: str) -> bool:
@@ -861,7 +917,7 @@ def test_what_can_never_fit_is_refused_before_it_is_read(service: Service, monke
         assert refusal(lambda inputs=inputs: service.check_inputs(inputs)).code == code  # type: ignore[misc]
     for empty in (TextInput(""), TokenInput(())):
         refused = refusal(lambda empty=empty: service.check_inputs([TextInput("a"), empty]))  # type: ignore[misc]
-        assert (refused.status, refused.message) == (400, "input 1 is empty; leave it out")
+        assert (refused.status, refused.message) == (400, "input 1 is empty; remove it")
 
 
 def test_what_will_be_cut_counts_as_what_is_left_of_it(service: Service) -> None:

@@ -1,1 +1,1 @@
-"""Serving: a model online, behind the surfaces that clients already speak. Only three of its files know Ray."""
+"""Serving: a model online, behind the APIs that clients already use."""

@@ -1,14 +1,16 @@
-"""What a request is refused with: one table of status codes for every surface."""
+"""Refusals: one table of status codes for every surface; and errors as logs may show them."""
 
 from __future__ import annotations
 
 import math
+import traceback
 
 
 class Refusal(Exception):
-    """A request that is not answered, and why.
+    """A request that is not answered, and the reason.
 
-    `status` is of HTTP. `code` is for programs and never changes; the message is for people, and never holds a text.
+    `status` is the HTTP status. `code` is for programs and never changes. The message is for people and never quotes a
+    text of the request.
     """
 
     def __init__(
@@ -23,7 +25,7 @@ class Refusal(Exception):
 
     @property
     def body(self) -> dict[str, object]:
-        """As OpenAI's clients read it; `message` stands outside too, where Cohere's look for it."""
+        """The error as OpenAI's clients read it; Cohere's look for the outer `message`."""
         error = {"message": self.message, "type": TYPES[self.status], "param": self.param, "code": self.code}
         return {"error": error, "message": self.message}
 
@@ -48,41 +50,54 @@ TYPES = {
     500: "server_error",
     503: "service_unavailable",
 }
-"""Every status that is not 200, and OpenAI's word for it."""
+"""Every status other than 200, with OpenAI's name for it."""
 
 
 def bad_request(message: str, param: str | None = None, code: str = "invalid_request") -> Refusal:
-    """400: the request would fail again, the same way, on every replica."""
+    """400: the request would fail the same way on every replica."""
     return Refusal(400, code, message, param)
 
 
 def too_large(message: str, param: str | None = None, code: str = "request_too_large") -> Refusal:
-    """413: more than this server takes at once; less of it would do."""
+    """413: the request is above a limit."""
     return Refusal(413, code, message, param)
 
 
 def check_size(tokens: int, limit: int) -> None:
-    """Refuse a request that is larger than any may be."""
+    """Refuse a request with more tokens than any request may have."""
     if tokens > limit:
-        raise too_large(f"the request has at least {tokens} tokens and {limit} are allowed; send it in parts", "input")
+        raise too_large(f"the request has at least {tokens} tokens and {limit} are allowed; split it", "input")
 
 
 def overloaded(retry_after_s: float) -> Refusal:
-    """429: too much waits already."""
-    return Refusal(
-        429,
-        "overloaded",
-        f"too much is waiting already; try again in {retry_after_s:.3g} s",
-        retry_after_s=retry_after_s,
-    )
+    """429: the queue or the memory for bodies is full."""
+    message = f"the server is overloaded; try again in {retry_after_s:.3g} s"
+    return Refusal(429, "overloaded", message, retry_after_s=retry_after_s)
 
 
 def over_limit(key: str, limit: int, retry_after_s: float) -> Refusal:
-    """429: a key has used up its tokens of this minute."""
-    message = f"the key {key!r} has used its {limit} tokens a minute; try again in {retry_after_s:.3g} s"
+    """429: a key has used its tokens of this minute."""
+    message = f"the key {key!r} has used its {limit} tokens per minute; try again in {retry_after_s:.3g} s"
     return Refusal(429, "rate_limit_exceeded", message, retry_after_s=retry_after_s)
 
 
 def unavailable(message: str) -> Refusal:
-    """503: this replica is about to be replaced; another one, or it a little later, will answer."""
+    """503: this replica is stopping or will be replaced; another one answers."""
     return Refusal(503, "unavailable", message, retry_after_s=1.0)
+
+
+def safe_traceback(error: BaseException) -> str:
+    """Format an error for a log: files, lines, functions and classes, with the errors that caused it.
+
+    Messages and values are omitted, since they may quote a user's text.
+    """
+    parts: list[str] = []
+    seen: set[int] = set()
+    link: BaseException | None = error
+    while link is not None and id(link) not in seen:
+        seen.add(id(link))
+        frames = [(frame.f_code, line) for frame, line in traceback.walk_tb(link.__traceback__)]
+        lines = [f'  File "{code.co_filename}", line {line}, in {code.co_name}' for code, line in frames]
+        parts.insert(0, "\n".join([*lines, type(link).__name__]))
+        link = link.__cause__ or (None if link.__suppress_context__ else link.__context__)
+    return "\n".join(parts)

@@ -19,7 +19,7 @@ from jasper_ray.encoders.precision import agreement, precise
 from jasper_ray.encoders.token_budget import USUAL_TOKENS, TokenBudget
 from jasper_ray.models.identity import revision_in, weights_identity
 from jasper_ray.serving.engine import Engine
-from jasper_ray.serving.keys import Book, Keys
+from jasper_ray.serving.keys import Keys, Ledger
 from jasper_ray.serving.metrics import Metrics
 from jasper_ray.serving.model import Model
 from jasper_ray.serving.prepare import Preparer
@@ -36,7 +36,7 @@ WARM_LENGTHS = (8, 32, 128)
 """Tokens of the rows that the model warms up with."""
 
 
-def open_service(settings: ServeSettings, book: Book, replica: str = "0") -> Service:
+def open_service(settings: ServeSettings, ledger: Ledger, replica: str = "0") -> Service:
     """Everything a replica needs, loaded and warm; `service.engine.start()` is what is left to do.
 
     Raises:
@@ -61,7 +61,7 @@ def open_service(settings: ServeSettings, book: Book, replica: str = "0") -> Ser
         preparer=preparer,
         engine=Engine(Model(encoder, budget), queue, wait_s, metrics, threads),
         keys=keys,
-        book=book,
+        ledger=ledger,
         metrics=metrics,
         identity=identity.rpartition(":")[2][:16],
         precision=precision,

@@ -1,4 +1,4 @@
-"""What Prometheus scrapes: one page for all replicas, from whichever of them is asked."""
+"""Metrics for Prometheus: any replica shows one page for all of them."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from prometheus_client.registry import Collector
 
 SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
+PHASES = ("prepare", "queue", "model", "total")
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
@@ -18,11 +19,11 @@ class Metrics:
     """The counters of one replica."""
 
     def __init__(self) -> None:
-        disable_created_metrics()  # a second sample for every counter, of no use here
+        disable_created_metrics()  # or each counter has a second sample
         self.registry = own = CollectorRegistry()
         self.requests = Counter("jasper_ray_requests", "Requests answered", ["route", "status", "key"], registry=own)
-        self.tokens = Counter("jasper_ray_tokens", "Tokens embedded for a key", ["key"], registry=own)
-        self.inputs = Counter("jasper_ray_inputs", "Texts and images embedded for a key", ["key"], registry=own)
+        self.tokens = Counter("jasper_ray_tokens", "Tokens embedded per key", ["key"], registry=own)
+        self.inputs = Counter("jasper_ray_inputs", "Texts and images embedded per key", ["key"], registry=own)
         self.phases = Histogram(
             "jasper_ray_phase_seconds",
             "Seconds of a request in a phase: prepare, queue, model, total",
@@ -32,16 +33,12 @@ class Metrics:
         )
         self.batch_rows = Histogram("jasper_ray_batch_rows", "Rows of a batch", buckets=SIZES, registry=own)
         self.batch_seconds = Histogram("jasper_ray_batch_seconds", "Seconds of a batch", buckets=SECONDS, registry=own)
-        self.useful = Counter("jasper_ray_batch_tokens", "Tokens that went through the model", registry=own)
-        self.computed = Counter(
-            "jasper_ray_computed_tokens", "The same with the padding of their batches", registry=own
-        )
-        self.queue_tokens = Gauge(
-            "jasper_ray_queue_tokens", "Tokens that are admitted and not yet embedded", registry=own
-        )
-        self.queue_seconds = Gauge("jasper_ray_queue_seconds", "Seconds in which they will be", registry=own)
-        self.rate = Gauge("jasper_ray_drain_tokens_per_second", "Tokens a second while the model works", registry=own)
-        self._phase = {name: self.phases.labels(name) for name in ("prepare", "queue", "model", "total")}
+        self.useful = Counter("jasper_ray_batch_tokens", "Tokens computed, without padding", registry=own)
+        self.computed = Counter("jasper_ray_computed_tokens", "Tokens computed, with padding", registry=own)
+        self.queue_tokens = Gauge("jasper_ray_queue_tokens", "Tokens admitted and not yet embedded", registry=own)
+        self.queue_seconds = Gauge("jasper_ray_queue_seconds", "Seconds until those are embedded", registry=own)
+        self.rate = Gauge("jasper_ray_drain_tokens_per_second", "Tokens per second of a busy model", registry=own)
+        self._phases = {name: self.phases.labels(name) for name in PHASES}
 
     def batch(self, rows: int, tokens: int, computed: int, seconds: float) -> None:
         """Count a batch of the model."""
@@ -52,31 +49,31 @@ class Metrics:
 
     def phase(self, name: str, seconds: float) -> None:
         """Count the time of a request in one of its phases."""
-        self._phase[name].observe(max(seconds, 0.0))
+        self._phases[name].observe(max(seconds, 0.0))
 
     def text(self) -> str:
-        """As Prometheus reads it."""
+        """Render the page for Prometheus."""
         return generate_latest(self.registry).decode()
 
 
 class Merged(Collector):
     """The metrics of several replicas, each sample labelled with its replica."""
 
-    def __init__(self, texts: Mapping[str, str]) -> None:
-        self.texts = texts
+    def __init__(self, pages: Mapping[str, str]) -> None:
+        self.pages = pages
 
     def collect(self) -> Iterable[Metric]:
         families: dict[str, Metric] = {}
-        for replica, text in self.texts.items():
-            for found in text_string_to_metric_families(text):
-                family = families.setdefault(found.name, Metric(found.name, found.documentation, found.type))
-                for sample in found.samples:
+        for replica, page in self.pages.items():
+            for read in text_string_to_metric_families(page):
+                family = families.setdefault(read.name, Metric(read.name, read.documentation, read.type))
+                for sample in read.samples:
                     family.samples.append(sample._replace(labels={**sample.labels, "replica": replica}))
         return families.values()
 
 
-def merged(texts: Mapping[str, str]) -> str:
-    """One page of several replicas' metrics."""
+def merged(pages: Mapping[str, str]) -> str:
+    """Merge the pages of several replicas, by name, into one."""
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(Merged(texts))
+    registry.register(Merged(pages))
     return generate_latest(registry).decode()

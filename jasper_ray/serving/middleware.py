@@ -1,4 +1,4 @@
-"""What stands around every request: its id, the model's name, one line in the log, one count."""
+"""Middleware: headers cleaned before Ray Serve reads them; then request id, model header, access log and counter."""
 
 from __future__ import annotations
 
@@ -10,19 +10,54 @@ import uuid
 from collections.abc import Container
 from typing import Any
 
+from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from jasper_ray.serving.errors import safe_traceback
 from jasper_ray.serving.service import Service
 
 logger = logging.getLogger(__name__)
 access = logging.getLogger("jasper_ray.access")
 
 REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
+RAY_HEADERS = {
+    b"x-request-timeout-seconds",
+    b"x-request-disconnect-disabled",
+    b"x-session-id",
+    b"serve-multiplexed-model-id",
+    b"serve_multiplexed_model_id",
+}
+"""Headers that Ray Serve reads: a client could set its own time limit or hide that it left. Serve answers 500 if one of
+them is not UTF-8."""
 
 
-class Front:
-    """Around everything: the request's id, the model's name, one line in the log, one count."""
+def middlewares() -> list[Middleware]:
+    """Return the middleware that Ray Serve runs before the application; a flag names this function."""
+    return [Middleware(CleanHeaders)]
+
+
+class CleanHeaders:
+    """Removes Ray Serve's own headers, and replaces a request id that cannot be logged."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            scope["headers"] = [with_valid_id(*one) for one in scope["headers"] if one[0].lower() not in RAY_HEADERS]
+        await self.app(scope, receive, send)
+
+
+def with_valid_id(name: bytes, value: bytes) -> tuple[bytes, bytes]:
+    """Replace an invalid x-request-id; return any other header unchanged."""
+    if name.lower() == b"x-request-id" and not REQUEST_ID.fullmatch(value.decode("latin-1")):
+        return name, uuid.uuid4().hex.encode()
+    return name, value
+
+
+class RequestLog:
+    """Gives each request an id and the model's header, logs one line and counts it."""
 
     def __init__(self, app: ASGIApp, service: Service, paths: Container[str]) -> None:
         self.app = app
@@ -35,54 +70,37 @@ class Front:
             await self.app(scope, receive, send)
             return
         began = time.perf_counter()
-        given = dict(scope["headers"]).get(b"x-request-id", b"").decode("latin-1")
-        known = bool(REQUEST_ID.fullmatch(given))
-        request_id = given if known else uuid.uuid4().hex
+        sent_id = dict(scope["headers"]).get(b"x-request-id", b"").decode("latin-1")
+        request_id = sent_id if REQUEST_ID.fullmatch(sent_id) else uuid.uuid4().hex
         state = scope.setdefault("state", {})
         status = 0
 
-        async def tell(message: Message) -> None:
+        async def send_with_headers(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
                 headers = [*message["headers"], (b"x-jasper-model", self.model)]
-                if not given:  # whoever put one there before us also sends it back
+                if not sent_id:  # Ray Serve sends back the id that a request came with
                     headers.append((b"x-request-id", request_id.encode()))
                 message = {**message, "headers": headers}
             await send(message)
 
         try:
-            await self.app(scope, receive, tell)
+            await self.app(scope, receive, send_with_headers)
         except ClientDisconnect:
             status = 499
-        except Exception as error:  # answered already; a server's own log would show what the request said
-            self.report(error, request_id)
+        except Exception as error:  # answered already; the web server's own log would quote the request
+            logger.error("request %s failed\n%s", request_id, safe_traceback(error))
         finally:
-            self.note(scope, state, status or 499, request_id, time.perf_counter() - began)
+            self.record(scope["path"], state, status or 499, request_id, time.perf_counter() - began)
 
-    def report(self, error: Exception, request_id: str) -> None:
-        """Where our own fault lies, without what the request said."""
-        place = error.__traceback__
-        while place and place.tb_next:
-            place = place.tb_next
-        where = f"{place.tb_frame.f_code.co_filename}:{place.tb_lineno}" if place else "?"
-        logger.error("request %s failed: %s at %s", request_id, type(error).__name__, where)
-
-    def note(self, scope: Scope, state: dict[str, Any], status: int, request_id: str, seconds: float) -> None:
-        """One line and one count; never a text."""
-        path = scope["path"]
+    def record(self, path: str, state: dict[str, Any], status: int, request_id: str, seconds: float) -> None:
+        """Log one line, never a text, and count the request."""
         route = path if path in self.paths else ("/v1/models/{name}" if path.startswith("/v1/models/") else "other")
-        key = state.get("key", "-")
+        key, tokens = state.get("key", "-"), state.get("tokens", 0)
         self.service.metrics.requests.labels(route, str(status), key).inc()
-        if state.get("tokens"):  # what embeds nothing would hide how long embedding takes
+        if tokens:  # requests that embed nothing would hide the time that embedding takes
             self.service.metrics.phase("total", seconds)
         if access.isEnabledFor(logging.INFO):
-            line = {
-                "id": request_id,
-                "route": route,
-                "status": status,
-                "key": key,
-                "tokens": state.get("tokens", 0),
-                "ms": round(1000 * seconds, 1),
-            }
-            access.info(json.dumps(line))
+            line = {"id": request_id, "route": route, "status": status, "key": key, "tokens": tokens}
+            access.info(json.dumps({**line, "ms": round(1000 * seconds, 1)}))

@@ -10,9 +10,9 @@ import numpy as np
 from jasper_ray.config import ConfigError
 from jasper_ray.encoders import StudentEncoder, TokenEncoder
 from jasper_ray.encoders.token_budget import TokenBudget, is_out_of_memory
-from jasper_ray.serving.errors import Refusal, bad_request, too_large, unavailable
+from jasper_ray.serving.errors import Refusal, bad_request, safe_traceback, too_large, unavailable
 from jasper_ray.serving.inputs import Prepared
-from jasper_ray.serving.queue import Row
+from jasper_ray.serving.queue import QueueRow
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ class Model:
         """Inputs of one kind may share a batch."""
         return one.pixels_3SS is not None, None if self.encoder.pools_prompts else one.prompt_name
 
-    def embed(self, batch: Sequence[Row]) -> tuple[list[Outcome], int]:
+    def embed(self, batch: Sequence[QueueRow]) -> tuple[list[Outcome], int]:
         """What became of each row, and how many tokens were computed, padding included. A batch that fails is halved
         until the row that is to blame stands alone."""
         if self.dead or not batch:
@@ -49,9 +49,9 @@ class Model:
         second, more = self.embed(batch[half:])
         return first + second, computed + more
 
-    def _vectors(self, batch: Sequence[Row]) -> tuple[list[Outcome], int]:
+    def _vectors(self, batch: Sequence[QueueRow]) -> tuple[list[Outcome], int]:
         inputs = [row.input for row in batch]
-        heads = sorted({head for row in batch for head in row.work.heads})
+        heads = sorted({head for row in batch for head in row.request.heads})
         if inputs[0].pixels_3SS is not None:
             assert isinstance(self.encoder, StudentEncoder)
             pixels = np.stack([one.pixels_3SS for one in inputs if one.pixels_3SS is not None])
@@ -64,13 +64,13 @@ class Model:
             )
         sound = np.all([np.isfinite(found[head]).all(axis=1) for head in heads], axis=0)
         return [
-            {head: found[head][place] for head in row.work.heads} if sound[place] else not_finite()
+            {head: found[head][place] for head in row.request.heads} if sound[place] else not_finite()
             for place, row in enumerate(batch)
         ], computed
 
     def _blame(self, error: Exception, one: Prepared) -> Refusal:
         """Whether one input is to blame, or the model is dead: then it cannot embed the plainest input either."""
-        logger.error("an input failed in the model: %s", type(error).__name__)
+        logger.error("an input failed in the model\n%s", safe_traceback(error))
         try:
             self.encoder.encode_tokens([np.zeros(1, np.int32)], self.encoder.dims[:1])
             if one.pixels_3SS is not None and isinstance(self.encoder, StudentEncoder):
@@ -85,8 +85,8 @@ class Model:
 
     def die(self, error: BaseException) -> None:
         """Answer no more; whoever watches this replica's health replaces it."""
-        self.dead = f"the model has failed ({type(error).__name__}); this replica is about to be replaced"
-        logger.error("the model has failed: %s", type(error).__name__)
+        self.dead = f"the model has failed ({type(error).__name__}); this replica will be replaced"
+        logger.error("the model has failed; this replica will be replaced\n%s", safe_traceback(error))
 
 
 def not_finite() -> Refusal:

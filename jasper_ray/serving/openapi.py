@@ -32,14 +32,16 @@ ERROR = {
 
 
 def document(endpoints: Sequence[Endpoint], name: str) -> dict[str, Any]:
-    """All endpoints, what they take and send back, and the one shape of every error."""
+    """Describe all endpoints, their bodies and answers, and the one form of every error."""
     bodies = [(one.body, "validation") for one in endpoints if one.body]
     refs, schemas = models_json_schema(bodies, ref_template=REFS)  # type: ignore[arg-type]
     paths: dict[str, Any] = {}
     for one in endpoints:
         body = refs[one.body, "validation"] if one.body else None
         paths.setdefault(one.path, {})[one.method.lower()] = operation(one, body)
-    paths["/metrics"] = {"get": {"summary": "Metrics for Prometheus", "responses": text_answers()}}
+    paths["/metrics"] = {
+        "get": {"summary": "Metrics for Prometheus", "responses": responses("text/plain", {"type": "string"})}
+    }
     return {
         "openapi": "3.1.0",
         "info": {"title": f"jasper_ray: {name}", "version": jasper_ray.__version__},
@@ -53,23 +55,18 @@ def document(endpoints: Sequence[Endpoint], name: str) -> dict[str, Any]:
 
 
 def operation(one: Endpoint, body: dict[str, Any] | None) -> dict[str, Any]:
-    """One endpoint, and the schema of what it takes."""
-    told = {"200": {"description": "Done", "content": {"application/json": {"schema": one.answer}}}}
-    found: dict[str, Any] = {"summary": one.summary, "responses": {**told, **errors()}}
+    """Describe one endpoint; `body` is the schema of its body."""
+    described: dict[str, Any] = {"summary": one.summary, "responses": responses("application/json", one.answer)}
     if body:
-        found["requestBody"] = {"required": True, "content": {"application/json": {"schema": body}}}
+        described["requestBody"] = {"required": True, "content": {"application/json": {"schema": body}}}
     if one.parameter:
         named = {"name": one.parameter, "in": "path", "required": True, "schema": {"type": "string"}}
-        found["parameters"] = [named]
-    return found
+        described["parameters"] = [named]
+    return described
 
 
-def errors() -> dict[str, Any]:
-    """Every status that is not 200."""
-    schema = {"$ref": REFS.format(model="Error")}
-    told = {"content": {"application/json": {"schema": schema}}}
-    return {str(status): {"description": kind.replace("_", " "), **told} for status, kind in TYPES.items()}
-
-
-def text_answers() -> dict[str, Any]:
-    return {"200": {"description": "Done", "content": {"text/plain": {"schema": {"type": "string"}}}}, **errors()}
+def responses(kind: str, schema: dict[str, Any]) -> dict[str, Any]:
+    """Describe an answer with status 200, and every error."""
+    error = {"application/json": {"schema": {"$ref": REFS.format(model="Error")}}}
+    errors = {str(status): {"description": name.replace("_", " "), "content": error} for status, name in TYPES.items()}
+    return {"200": {"description": "Success", "content": {kind: {"schema": schema}}}, **errors}

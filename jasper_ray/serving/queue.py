@@ -1,8 +1,7 @@
-"""What waits for the model: how much may, and which of it goes next. Knows no threads and no model.
+"""The queue before the model: a budget for what may wait, and the choice of the next batch. No threads, no model.
 
-Requests take turns at leading a batch, so that one of two thousand texts delays one of a single text by a batch, and
-not by two thousand texts. For the same reason a large request counts for a share of the budget at most: it does not
-shut the others out while it is worked on.
+Requests take turns at leading a batch, so a request of two thousand texts delays one of a single text by one batch. For
+the same reason a large request counts for at most a share of the budget: it does not lock the others out.
 """
 
 from __future__ import annotations
@@ -19,51 +18,52 @@ from jasper_ray.serving.errors import overloaded
 from jasper_ray.serving.inputs import Prepared
 
 WINDOW = 512
-"""Rows among which a batch looks for others of its length; more where more fit into it."""
-SHARE = 0.5
-"""Of the budget that one request can fill."""
-FADING = 0.95
-"""What counts of the batches before, at every batch, when the rate of draining is told."""
+"""Rows searched for others of the same length; more if a batch holds more."""
+MAX_SHARE = 0.5
+"""Share of the budget that one request can fill."""
+RATE_DECAY = 0.95
+"""Weight of the past, per batch, in the estimate of the model's speed."""
 
 
 @dataclass(eq=False)
-class Work:
-    """A request's rows on their way through the model."""
+class PendingRequest:
+    """A request whose rows wait for the model or are in it."""
 
     heads: tuple[int, ...]
     answer: asyncio.Future[list[dict[int, np.ndarray]]]
-    rows: list[dict[int, np.ndarray] | None]
-    left: int
+    vectors: list[dict[int, np.ndarray] | None]
+    """Unit vectors by head, one entry per row."""
+    rows_left: int
     """Rows that are not embedded."""
     tokens: int = 0
-    """Tokens of these."""
-    had: int = 0
-    """Tokens that it has had in its turn."""
-    most: float = 0.0
-    """Tokens that count against the budget, at most."""
+    """Tokens of those rows."""
+    tokens_in_turn: int = 0
+    """Tokens embedded in the request's current turn."""
+    max_counted: float = 0.0
+    """Upper bound of the tokens that count against the budget."""
     queued_s: float = 0.0
-    """When it was queued."""
+    """Time at which the rows were queued."""
     began_s: float = 0.0
-    """When the first row of it went into the model."""
+    """Time at which the first row went into the model."""
     model_s: float = 0.0
-    """Seconds of the batches that its rows were in."""
+    """Seconds of all batches with rows of the request."""
 
     @property
     def abandoned(self) -> bool:
-        """Whether nobody waits for it any more."""
+        """True if nobody waits for the answer any more."""
         return self.answer.done()
 
 
 @dataclass(eq=False)
-class Row:
+class QueueRow:
     """One input of a request."""
 
-    work: Work
-    place: int
-    """Which input of its request."""
+    request: PendingRequest
+    index: int
+    """Position of the input in its request."""
     input: Prepared
     kind: Hashable
-    """Rows of one kind may share a batch."""
+    """Rows of the same kind may share a batch."""
 
 
 @dataclass
@@ -71,22 +71,22 @@ class TokenQueue:
     """Requests in the order of their turns, and a budget of tokens for what may wait."""
 
     seconds: float
-    """Of work that may wait, at the rate of draining."""
+    """Seconds of work that may wait, at the current rate."""
     fixed_tokens: int | None = None
-    """Tokens that may wait instead."""
+    """Tokens that may wait, instead of `seconds`."""
     rate: float = 1.0
-    """Tokens a second that the model embeds while it works."""
+    """Tokens per second that the model embeds while it works."""
     waiting: int = 0
     """Tokens that are admitted and not yet embedded."""
     counted: float = 0.0
-    """What of them counts against the budget."""
+    """Tokens that count against the budget."""
     ready: int = 0
     """Tokens of the rows that could go into a batch now."""
-    lines: dict[Work, list[Row]] = field(default_factory=dict)
-    """The rows of each request that have not gone into a batch; whose turn it is stands first."""
+    requests: dict[PendingRequest, list[QueueRow]] = field(default_factory=dict)
+    """Rows of each request that are in no batch yet; the first request has its turn."""
 
     def __post_init__(self) -> None:
-        self._drained = (self.rate, 1.0)
+        self._embedded = (self.rate, 1.0)
 
     @property
     def budget(self) -> float:
@@ -95,64 +95,64 @@ class TokenQueue:
 
     @property
     def wait_s(self) -> float:
-        """Seconds until all that waits now is embedded."""
+        """Seconds until everything that waits now is embedded."""
         return self.waiting / self.rate
 
     @property
-    def rows(self) -> Iterator[Row]:
-        """What waits, in the order of turns."""
-        return chain.from_iterable(self.lines.values())
+    def rows(self) -> Iterator[QueueRow]:
+        """The waiting rows, in the order of turns."""
+        return chain.from_iterable(self.requests.values())
 
     def check(self) -> None:
-        """Refuse more where too much waits: the same for one input and for a thousand, so that none is starved.
+        """Refuse more work if the budget is exceeded, alike for one input and for a thousand, so that no size starves.
 
         Raises:
-            Refusal: with the seconds in which the excess will be embedded.
+            Refusal: with the seconds until the excess is embedded.
         """
         excess = self.counted - self.budget
         if excess > 0:
             raise overloaded(max(excess / self.rate, 0.05))
 
     def reserve(self, tokens: int) -> None:
-        """Count a request that is being read, by a guess; less than nothing takes the guess back."""
+        """Count a request that is still being read, by an estimate; a negative number takes the estimate back."""
         self.waiting += tokens
         self.counted += tokens
 
-    def put(self, rows: Sequence[Row]) -> None:
+    def put(self, rows: Sequence[QueueRow]) -> None:
         """Queue the rows of one request."""
-        work = rows[0].work
-        work.tokens, work.most = sum(row.input.tokens for row in rows), self.budget * SHARE
-        self.lines[work] = list(rows)
-        self.ready += work.tokens
-        self.waiting += work.tokens
-        self.counted += min(work.tokens, work.most)
+        request = rows[0].request
+        request.tokens, request.max_counted = sum(row.input.tokens for row in rows), self.budget * MAX_SHARE
+        self.requests[request] = list(rows)
+        self.ready += request.tokens
+        self.waiting += request.tokens
+        self.counted += min(request.tokens, request.max_counted)
 
-    def leave(self, work: Work, tokens: int) -> None:
-        """Count tokens of a request no longer: they are embedded, or nobody waits for them."""
-        before = min(work.tokens, work.most)
-        work.tokens -= tokens
+    def uncount(self, request: PendingRequest, tokens: int) -> None:
+        """Remove tokens of a request from the counts, once they are embedded or abandoned."""
+        before = min(request.tokens, request.max_counted)
+        request.tokens -= tokens
         self.waiting -= tokens
-        self.counted -= before - min(work.tokens, work.most)
+        self.counted -= before - min(request.tokens, request.max_counted)
 
-    def drained(self, tokens: int, seconds: float) -> None:
-        """Learn from tokens that were embedded in a time in which there was always more to do."""
-        before_tokens, before_s = self._drained
-        self._drained = FADING * before_tokens + tokens, FADING * before_s + seconds
-        self.rate = self._drained[0] / self._drained[1]
+    def learn_rate(self, tokens: int, seconds: float) -> None:
+        """Update the rate from tokens embedded in a time in which more was always waiting."""
+        tokens_before, seconds_before = self._embedded
+        self._embedded = RATE_DECAY * tokens_before + tokens, RATE_DECAY * seconds_before + seconds
+        self.rate = self._embedded[0] / self._embedded[1]
 
     def drop_abandoned(self) -> None:
-        """Forget rows that nobody waits for."""
-        for work in [work for work in self.lines if work.abandoned]:
-            gone = sum(row.input.tokens for row in self.lines.pop(work))
+        """Remove the rows that nobody waits for."""
+        for request in [request for request in self.requests if request.abandoned]:
+            gone = sum(row.input.tokens for row in self.requests.pop(request))
             self.ready -= gone
-            self.leave(work, gone)
+            self.uncount(request, gone)
 
-    def take(self, tokens: int, max_rows: int, padding: float = math.inf) -> list[Row]:
-        """The next batch: the first row of the request whose turn it is, and the rows near it that are most alike in
-        length, whichever requests they belong to. Once that request has had a batch's tokens, the others have theirs.
+    def take(self, tokens: int, max_rows: int, padding: float = math.inf) -> list[QueueRow]:
+        """Remove and return the next batch: the first row of the request that has its turn, and the rows near it that
+        are closest in length, from any request. A request whose turn has used a batch's tokens goes to the end.
 
-        Rows times the longest of them is at most `tokens`, unless the first row alone has more; `padding` tokens of
-        these are padding, at most.
+        The longest row times the number of rows is at most `tokens`, unless the first row alone has more. At most
+        `padding` tokens of that are padding.
         """
         first = next(self.rows, None)
         if first is None:
@@ -167,17 +167,18 @@ class TokenQueue:
             if len(batch) == max_rows or computed > tokens or computed - useful > padding:
                 break
             batch.append(row)
-        self._take_out(batch)
-        first.work.had += sum(row.input.tokens for row in batch if row.work is first.work)
-        if first.work.had >= tokens and first.work in self.lines:
-            first.work.had = 0
-            self.lines[first.work] = self.lines.pop(first.work)
+        self._remove(batch)
+        leader = first.request
+        leader.tokens_in_turn += sum(row.input.tokens for row in batch if row.request is leader)
+        if leader.tokens_in_turn >= tokens and leader in self.requests:
+            leader.tokens_in_turn = 0
+            self.requests[leader] = self.requests.pop(leader)
         return batch
 
-    def _take_out(self, batch: Sequence[Row]) -> None:
+    def _remove(self, batch: Sequence[QueueRow]) -> None:
         self.ready -= sum(row.input.tokens for row in batch)
         chosen = set(map(id, batch))
-        for work in {id(row.work): row.work for row in batch}.values():
-            self.lines[work] = [row for row in self.lines[work] if id(row) not in chosen]
-            if not self.lines[work]:
-                del self.lines[work]
+        for request in {id(row.request): row.request for row in batch}.values():
+            self.requests[request] = [row for row in self.requests[request] if id(row) not in chosen]
+            if not self.requests[request]:
+                del self.requests[request]

@@ -1,115 +1,114 @@
-"""What a server is told: its model, its limits, its copies."""
+"""Settings of a server: its model, its limits, its replicas."""
 
 from __future__ import annotations
 
 from pydantic import Field, model_validator
 
-from jasper_ray.config import Settings
+from jasper_ray.config import ConfigError, Settings
 from jasper_ray.vectors import Precision
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
 class Limits(Settings):
-    """What a request may ask for, and how much may wait."""
+    """Limits of a request, and of what may wait."""
 
     inputs: int = Field(2048, ge=1)
-    """Texts and images of a request at most."""
+    """Maximum number of texts and images in a request."""
     images: int = Field(64, ge=1)
-    """Images of a request at most; a small file may hold so many pixels that it takes a second to decode."""
+    """Maximum number of images in a request. A small file may take a second to decode."""
     request_tokens: int = Field(300_000, ge=1)
-    """Tokens of a request at most, all inputs together."""
+    """Maximum number of tokens in a request, all inputs together."""
     text_chars: int = Field(1_000_000, ge=1)
-    """Characters of a text at most, whether or not it would be cut."""
+    """Maximum number of characters in a text, even if it would be truncated."""
     body_mib: float = Field(8.0, gt=0)
-    """Size of a request's body at most, in MiB."""
+    """Maximum size of a request's body, in MiB."""
     waiting_mib: float = Field(256.0, gt=0)
-    """Bodies and answers of all requests, in MiB, until they are answered and sent; more are told to come again."""
+    """Maximum size of the bodies and answers of all open requests, in MiB. Beyond it requests get 429."""
     queue_s: float = Field(10.0, gt=0)
-    """Seconds for which work may wait, by the speed of late; more is told to come again."""
+    """Longest queue, in seconds at the recent speed. Beyond it requests get 429."""
     queue_tokens: int | None = Field(None, ge=1)
-    """Tokens that may wait; instead of `queue_s`."""
+    """Longest queue, in tokens; replaces `queue_s`."""
     pixels: int = Field(50_000_000, ge=1)
-    """Pixels of an image at most; more are refused before they are decoded."""
+    """Maximum number of pixels in an image, checked before it is decoded."""
 
 
 class Copies(Settings):
     """Replicas of the model, and what each reserves."""
 
     min: int = Field(1, ge=1)
-    """Replicas at least."""
+    """Minimum number of replicas."""
     max: int = Field(1, ge=1)
-    """Replicas at most; as many as the load asks for between the two."""
+    """Maximum number of replicas. The load decides between the two."""
     cpus: float = Field(1.0, gt=0)
-    """Processors that a replica reserves."""
+    """CPUs that a replica reserves."""
     gpus: float = Field(0.0, ge=0)
-    """GPUs that a replica reserves, maybe a fraction of one."""
+    """GPUs that a replica reserves; may be a fraction."""
     target_s: float = Field(0.5, gt=0)
-    """Seconds of queued work a replica may have before another is started."""
+    """Seconds of queued work per replica that start another one."""
     upscale_delay_s: float = Field(10.0, ge=0)
-    """How long the load asks for more before there are more."""
+    """Seconds of sustained load before scaling up."""
     downscale_delay_s: float = Field(300.0, ge=0)
-    """How long the load asks for fewer before there are fewer."""
+    """Seconds of low load before scaling down."""
     surge_percent: int = Field(25, ge=0, le=100)
-    """Replicas that an update starts beside those that answer, in percent of them, rounded up. With 0, for a cluster
-    that has no room for more, an old one ends before a new one begins: a server of one replica is away meanwhile."""
+    """Replicas that an update starts beside the old ones, in percent of them, rounded up. With 0, for a cluster without
+    spare capacity, an old replica ends before a new one starts; a single-replica server is down meanwhile."""
 
     @model_validator(mode="after")
     def _in_order(self) -> Copies:
         if self.min > self.max:
-            raise ValueError(f"min is {self.min} and max is {self.max}; raise max or lower min")
+            raise ConfigError(f"min is {self.min} and max is {self.max}; raise max or lower min")
         return self
 
 
 class ServeSettings(Settings):
-    """A server, whole: `cluster/serve.yaml` says any of it, the options of `jobs/serve.py` what a laptop needs."""
+    """Settings of a server. `cluster/serve.yaml` takes all of them, `jobs/serve.py` those a laptop needs."""
 
     model: str
     """A student folder, a sentence-transformers folder or hub id, or an asset."""
     revision: str | None = None
     """Commit of a hub id."""
     name: str | None = Field(None, max_length=128, pattern=r"^[\w./:@+-]+$")
-    """What clients call the model; by default what its folder is called."""
+    """Name of the model for clients. Default: the name of its folder."""
     prompt: str | None = None
-    """The prompt before texts whose request names none; by default what the model itself says, mostly none."""
+    """Prompt for texts whose request names none. Default: the model's own default, mostly none."""
     precision: Precision = "auto"
-    """What the model computes in; `auto`: bfloat16 where the device is fast in it and a sample agrees with float32."""
+    """Precision of the model. `auto`: bfloat16 if the device is fast in it and sample vectors agree with float32."""
     max_length: int | None = Field(None, ge=1)
-    """Tokens a text is cut to, or refused beyond; the model's own limit when not given."""
+    """Tokens beyond which a text is truncated or refused. Default: the model's own limit."""
     threads: int | None = Field(None, ge=1)
-    """Batches that a replica embeds side by side: on processors with one of torch's threads each, as many as it
-    reserves; on a GPU 2, so that one is made ready while the other is computed."""
+    """Batches that a replica embeds side by side, with one torch thread each. Default: one for each reserved CPU; on a
+    GPU 2, so that one batch is prepared while the other is computed."""
     batch_tokens: int | None = Field(None, ge=1)
-    """Tokens at once: rows times the longest of them; 1,024 on processors, 65,536 on a GPU."""
+    """Tokens of a batch: rows times the longest of them. Default: 1,024 on CPUs, 65,536 on a GPU."""
     batch_wait_ms: float = Field(2.0, ge=0)
-    """How long a batch that is not full waits for requests which are being read."""
+    """Longest time in which a batch that is not full waits for requests that are being read, in milliseconds."""
     tokenizers: int = Field(2, ge=1)
-    """Threads of a replica that turn texts into tokens and files into pixels."""
+    """Threads of a replica that tokenise texts and decode images."""
     ranges: str | None = None
-    """An output folder of `jobs/embed.py` whose int8 ranges the server uses, so that its vectors fit that index."""
+    """Output folder of `jobs/embed.py` whose int8 ranges the server uses, so that its int8 vectors fit that index."""
     keys_file: str | None = None
-    """YAML of API keys, hashed; read again when it changes."""
+    """YAML file of hashed API keys. The server reads it again when it changes."""
     keys: dict[str, str] = Field(default_factory=dict)
-    """More keys: a name and the SHA-256 of the key, in hex."""
+    """Further API keys: names, each with the SHA-256 of its key in hex."""
     open: bool = False
-    """Whether anyone may ask who reaches the address. Without it a key is needed."""
+    """Answer everyone who reaches the address, without an API key."""
     fetch_images: bool = False
-    """Whether images may be given by the address of a public server."""
+    """Fetch images that clients give by URL, from public addresses only."""
     limits: Limits = Limits()
     copies: Copies = Copies()
 
     @model_validator(mode="after")
     def _guarded(self) -> ServeSettings:
         if not (self.keys_file or self.keys or self.open):
-            raise ValueError(
-                "no API key was given: name a keys_file, give keys, or say open: true for a server that answers "
-                "everyone who reaches its address"
+            raise ConfigError(
+                "no API key was given; set keys_file or keys, or open: true to answer everyone who reaches the address"
             )
         return self
 
     @property
     def served_name(self) -> str:
-        """What clients call the model."""
+        """The name of the model for clients."""
         if self.name:
             return self.name
         parts = [part for part in self.model.rstrip("/").split("/") if part]

@@ -18,7 +18,7 @@ from filelock import FileLock
 from benchmarks.servers import NAME, Running, server
 from jasper_ray.assets.cache import cache_folder
 from jasper_ray.config import ConfigError
-from jasper_ray.serving.flags import free_ports
+from jasper_ray.serving.ray_serve import free_ports
 
 logger = logging.getLogger(__name__)
 

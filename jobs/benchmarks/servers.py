@@ -28,7 +28,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from benchmarks.harness import Sampler, resident_mib
 from benchmarks.http_clients import Address, post
 from jasper_ray.config import ConfigError
-from jasper_ray.serving.flags import free_ports
+from jasper_ray.serving.ray_serve import free_ports
 
 NAME = "model"
 """The name of the model in requests."""

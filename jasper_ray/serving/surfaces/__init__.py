@@ -1,2 +1,1 @@
-"""The languages that clients speak: OpenAI's, text-embeddings-inference's, Cohere's. One module each, one table of
-endpoints over all."""
+"""Surfaces: the APIs of OpenAI, text-embeddings-inference and Cohere, one module each."""

@@ -1,4 +1,4 @@
-"""What the surfaces share: endpoints as data, and inputs as clients write them."""
+"""The shared parts of the surfaces: endpoints as data, and inputs as clients write them."""
 
 from __future__ import annotations
 
@@ -15,22 +15,20 @@ from jasper_ray.serving.inputs import Cut, ImageInput, Input, TextInput, TokenIn
 from jasper_ray.serving.keys import Key
 from jasper_ray.serving.service import Service
 
-IMAGE = "data:image/"
-
 
 class Body(BaseModel):
-    """What is sent: closed to unknown fields, so that a misspelt one is told; no text becomes a number."""
+    """A request's body; unknown fields are errors, and no text is converted to a number."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True)
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What is sent back: JSON that may hold arrays."""
+    """An answer: JSON that may contain arrays."""
 
     content: Any
     seconds: dict[str, float] = field(default_factory=dict)
-    """By phase, for the header."""
+    """Seconds by phase, for the server-timing header."""
     tokens: int = 0
 
 
@@ -39,7 +37,7 @@ Handler = Callable[[Service, Any, Key], Awaitable[Answer]]
 
 @dataclass(frozen=True)
 class Endpoint:
-    """A path, what it takes, and what answers it."""
+    """A path, its body and its handler."""
 
     method: str
     path: str
@@ -47,13 +45,14 @@ class Endpoint:
     summary: str
     body: type[Body] | None = None
     answer: dict[str, Any] = field(default_factory=dict)
-    """The schema of what is sent back, as OpenAPI has it."""
+    """The JSON schema of the answer."""
     parameter: str | None = None
-    """The name of what the path holds in braces, if any."""
+    """Name of the path's parameter in braces, if any."""
 
 
 Size = Annotated[int, Field(ge=1, le=2**31)]
-"""Of vectors; bounded here so that no answer repeats a number of thousands of digits."""
+"""A vector's size; bounded, so that no error repeats a number of thousands of digits."""
+NUMBERS = {"type": "array", "items": {"type": "number"}}
 TEXT = {"type": "string", "minLength": 1}
 IDS = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1}
 Inputs = Annotated[
@@ -61,7 +60,7 @@ Inputs = Annotated[
     WithJsonSchema(
         {
             "description": "A text, a list of texts, token ids of /tokenize, or a list of these. "
-            "For a model that sees, a text may be an image as a data URI.",
+            "A model with vision takes an image as a data URI in the place of a text.",
             "anyOf": [
                 TEXT,
                 {"type": "array", "items": TEXT, "minItems": 1},
@@ -71,16 +70,16 @@ Inputs = Annotated[
         }
     ),
 ]
-"""One input or many; read by `read_inputs`, which says more of what is wrong than a union of types could."""
+"""One input or many, parsed by `read_inputs`, whose errors are clearer than those of a union of types."""
 
 
 def read_inputs(
     value: Any, service: Service, prompt_name: str | None, cut: Cut, name: str = "input"
 ) -> tuple[Input, ...]:
-    """The inputs in a text, a list of texts, token ids, or a list of these.
+    """Parse a text, a list of texts, token ids, or a list of these.
 
     Raises:
-        Refusal: it is something else.
+        Refusal: it is none of them.
     """
     if isinstance(value, str):
         return (read_text(value, service, prompt_name, cut),)
@@ -93,46 +92,48 @@ def read_inputs(
     if all(type(one) is int for one in value):
         return (read_ids(value, prompt_name),)
     inputs: list[Input] = []
-    for place, one in enumerate(value):
+    for index, one in enumerate(value):
         if isinstance(one, str):
             inputs.append(read_text(one, service, prompt_name, cut))
         elif isinstance(one, list) and all(type(token) is int for token in one):
             inputs.append(read_ids(one, prompt_name))
         else:
-            raise bad_request(f"{name}[{place}] is {kind_of(one)}; expected a text or a list of token ids", name)
+            raise bad_request(f"{name}[{index}] is {kind_of(one)}; expected a text or a list of token ids", name)
     return tuple(inputs)
 
 
-def read_text(text: str, service: Service, prompt_name: str | None, cut: Cut) -> Input:
-    """A text, or the image that it writes out."""
-    if text[: len(IMAGE)].lower() == IMAGE:
-        return ImageInput(data_of(text))
-    return TextInput(text, service.prompt(prompt_name), cut)
+def read_text(text: str, service: Service, prompt_name: str | None, cut: Cut, max_tokens: int | None = None) -> Input:
+    """Parse a text, which may be an image as a data URI."""
+    if is_data_uri(text):
+        return ImageInput(decode_data_uri(text))
+    return TextInput(text, service.prompt(prompt_name), cut, max_tokens)
 
 
 def read_ids(ids: Sequence[int], prompt_name: str | None) -> TokenInput:
-    """Token ids, which hold their prompt already."""
+    """Parse token ids, which already contain their prompt."""
     if prompt_name:
-        raise bad_request(
-            "token ids are taken as they are; put the prompt before the text and send this", "prompt_name"
-        )
+        raise bad_request("token ids take no prompt; add it to the text before /tokenize", "prompt_name")
     if any(not -(2**31) <= token < 2**31 for token in ids):
-        raise bad_request("a token id is no 32-bit number; ids are those of /tokenize", "input")
+        raise bad_request("a token id is not a 32-bit number; expected ids of /tokenize", "input")
     return TokenInput(tuple(ids))
 
 
-def data_of(uri: str) -> bytes:
-    """The bytes in a `data:image/…;base64,…` URI."""
+def is_data_uri(text: str) -> bool:
+    return text[:11].lower() == "data:image/"
+
+
+def decode_data_uri(uri: str) -> bytes:
+    """Decode a `data:image/…;base64,…` URI."""
     head, comma, data = uri.partition(",")
     if not comma or not head.lower().endswith(";base64"):
         raise bad_request("an image is not of the form data:image/<type>;base64,<data>", "input", "image_broken")
     try:
         return base64.b64decode(data, validate=True)
     except (binascii.Error, ValueError) as error:
-        raise bad_request("the base64 of an image is broken", "input", "image_broken") from error
+        raise bad_request("an image has invalid base64", "input", "image_broken") from error
 
 
 def kind_of(value: Any) -> str:
-    """What a JSON value is called."""
+    """Name a JSON value's type, for errors."""
     names = {bool: "true or false", dict: "an object", float: "a number", int: "a number", list: "a list"}
     return names.get(type(value), "null" if value is None else "a text")

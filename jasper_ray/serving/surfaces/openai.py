@@ -1,4 +1,4 @@
-"""OpenAI's words: `POST /v1/embeddings`, `GET /v1/models`."""
+"""OpenAI's API: `POST /v1/embeddings`, `GET /v1/models`."""
 
 from __future__ import annotations
 
@@ -6,53 +6,52 @@ from typing import Any, Literal
 
 from jasper_ray.serving.keys import Key
 from jasper_ray.serving.service import Service
-from jasper_ray.serving.surfaces.base import Answer, Body, Endpoint, Inputs, Size, read_inputs
+from jasper_ray.serving.surfaces.base import NUMBERS, Answer, Body, Endpoint, Inputs, Size, read_inputs
 from jasper_ray.serving.vectors import typed
 
 
 class EmbeddingsBody(Body):
-    """What OpenAI's clients send, and two fields more."""
+    """OpenAI's fields, `prompt_name` and `truncate`."""
 
     input: Inputs
     model: str | None = None
-    """The model's name, as `/v1/models` tells it; may be left out."""
+    """The model's name, as in `/v1/models`; optional."""
     dimensions: Size | None = None
-    """Size of the vectors: one of the heads', or any below the largest."""
+    """Size of the vectors: a head's, or any below the largest."""
     encoding_format: Literal["float", "base64"] | None = None
-    """base64: of little-endian float32."""
+    """base64 encodes little-endian float32."""
     user: str | None = None
-    """Not looked at."""
+    """Ignored."""
     prompt_name: str | None = None
-    """Which of the model's prompts stands before every text; empty: none."""
+    """The prompt for every text; empty for none."""
     truncate: bool = False
-    """Whether a text that is too long is cut, rather than refused."""
+    """Truncate a text that is too long instead of refusing it."""
 
 
 async def embeddings(service: Service, body: EmbeddingsBody, caller: Key) -> Answer:
-    """Vectors in the order of the inputs."""
+    """Embed the inputs, in their order."""
     service.check_model(body.model)
     inputs = read_inputs(body.input, service, body.prompt_name, "end" if body.truncate else None)
-    found = await service.embed(inputs, body.dimensions, caller)
-    vectors = typed(found.x_ND, "base64" if body.encoding_format == "base64" else "float", {})
+    done = await service.embed(inputs, body.dimensions, caller)
+    vectors = typed(done.x_ND, "base64" if body.encoding_format == "base64" else "float", {})
     data = [{"object": "embedding", "index": index, "embedding": one} for index, one in enumerate(vectors)]
-    usage = {"prompt_tokens": found.tokens, "total_tokens": found.tokens}
-    content = {"object": "list", "data": data, "model": service.name, "usage": usage}
-    return Answer(content, found.seconds, found.tokens)
+    usage = {"prompt_tokens": done.tokens, "total_tokens": done.tokens}
+    return Answer({"object": "list", "data": data, "model": service.name, "usage": usage}, done.seconds, done.tokens)
 
 
 async def models(service: Service, body: None, caller: Key) -> Answer:
-    """The one model."""
+    """List the one model."""
     return Answer({"object": "list", "data": [card(service)]})
 
 
 async def model(service: Service, name: str, caller: Key) -> Answer:
-    """The model of that name."""
+    """Describe the model of that name."""
     service.check_model(name)
     return Answer(card(service))
 
 
 def card(service: Service) -> dict[str, Any]:
-    """What clients are told of the model."""
+    """Describe the model: OpenAI's fields, then its sizes, limits and prompts."""
     return {
         "id": service.name,
         "object": "model",
@@ -70,7 +69,6 @@ def card(service: Service) -> dict[str, Any]:
     }
 
 
-NUMBERS = {"type": "array", "items": {"type": "number"}}
 MODEL = {"type": "object", "required": ["id", "object", "created", "owned_by", "dimensions"]}
 EMBEDDINGS = {
     "type": "object",
@@ -91,14 +89,9 @@ EMBEDDINGS = {
         },
     },
 }
+MODELS = {"type": "object", "properties": {"data": {"type": "array", "items": MODEL}}}
 ENDPOINTS = (
     Endpoint("POST", "/v1/embeddings", embeddings, "Vectors of texts, token ids or images", EmbeddingsBody, EMBEDDINGS),
-    Endpoint(
-        "GET",
-        "/v1/models",
-        models,
-        "The model that is served, its sizes and prompts",
-        answer={"type": "object", "properties": {"data": {"type": "array", "items": MODEL}}},
-    ),
+    Endpoint("GET", "/v1/models", models, "The served model, its sizes and prompts", answer=MODELS),
     Endpoint("GET", "/v1/models/{name}", model, "The model of that name", answer=MODEL, parameter="name"),
 )

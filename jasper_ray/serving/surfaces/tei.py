@@ -1,4 +1,4 @@
-"""text-embeddings-inference's words: `/embed`, `/similarity`, `/tokenize`, `/info`, `/health`."""
+"""text-embeddings-inference's API: `/embed`, `/similarity`, `/tokenize`, `/info`, `/health`."""
 
 from __future__ import annotations
 
@@ -9,19 +9,18 @@ from jasper_ray.serving.errors import bad_request, unavailable
 from jasper_ray.serving.inputs import Cut, ImageInput
 from jasper_ray.serving.keys import Key
 from jasper_ray.serving.service import Service
-from jasper_ray.serving.surfaces.base import Answer, Body, Endpoint, Inputs, Size, read_inputs
-from jasper_ray.serving.surfaces.openai import NUMBERS
+from jasper_ray.serving.surfaces.base import NUMBERS, Answer, Body, Endpoint, Inputs, Size, read_inputs
 
 
-class Cutting(Body):
-    """What is done with texts that are too long, and the prompt before all of them."""
+class Truncation(Body):
+    """The treatment of texts that are too long, and the prompt for every text."""
 
     truncate: bool | None = None
-    """Whether a text that is too long is cut, rather than refused; it is when nothing is said."""
+    """Truncate a text that is too long; false refuses it. Default: true."""
     truncation_direction: Literal["left", "right", "Left", "Right"] = "right"
-    """Which end of the text is cut off."""
+    """The end at which a text is truncated."""
     prompt_name: str | None = None
-    """Which of the model's prompts stands before every text; empty: none."""
+    """The prompt for every text; empty for none."""
 
     @property
     def cut(self) -> Cut:
@@ -30,32 +29,32 @@ class Cutting(Body):
         return "start" if self.truncation_direction.lower() == "left" else "end"
 
 
-class EmbedBody(Cutting):
-    """What `/embed` takes."""
+class EmbedBody(Truncation):
+    """The body of `/embed`."""
 
     inputs: Inputs
     normalize: bool = True
-    """Must be true: these vectors are unit vectors."""
+    """Must be true: all vectors are unit vectors."""
     dimensions: Size | None = None
-    """Size of the vectors: one of the heads', or any below the largest."""
+    """Size of the vectors: a head's, or any below the largest."""
 
 
 class Pairs(Body):
-    """A text and others that it is compared with."""
+    """A text, and others to compare with it."""
 
     source_sentence: str
     sentences: list[str]
 
 
 class SimilarityBody(Body):
-    """What `/similarity` takes."""
+    """The body of `/similarity`."""
 
     inputs: Pairs
-    parameters: Cutting | None = None
+    parameters: Truncation | None = None
 
 
 class TokenizeBody(Body):
-    """What `/tokenize` takes."""
+    """The body of `/tokenize`."""
 
     inputs: str | list[str]
     add_special_tokens: bool = True
@@ -63,30 +62,31 @@ class TokenizeBody(Body):
 
 
 async def embed(service: Service, body: EmbedBody, caller: Key) -> Answer:
-    """Vectors in the order of the inputs."""
+    """Embed the inputs, in their order."""
     if not body.normalize:
-        raise bad_request("vectors have length 1 here; leave normalize out", "normalize")
+        raise bad_request("all vectors are unit vectors; remove normalize, or set it to true", "normalize")
     inputs = read_inputs(body.inputs, service, body.prompt_name, body.cut, "inputs")
-    found = await service.embed(inputs, body.dimensions, caller)
-    return Answer(found.x_ND, found.seconds, found.tokens)
+    done = await service.embed(inputs, body.dimensions, caller)
+    return Answer(done.x_ND, done.seconds, done.tokens)
 
 
 async def similarity(service: Service, body: SimilarityBody, caller: Key) -> Answer:
-    """The cosine of the source with every sentence."""
-    how = body.parameters or Cutting()
+    """Compute the cosine of the source with every sentence."""
+    options = body.parameters or Truncation()
     texts = [body.inputs.source_sentence, *body.inputs.sentences]
     if len(texts) == 1:
-        raise bad_request("there is nothing to compare with; give at least one sentence", "inputs", "empty_input")
-    found = await service.embed(read_inputs(texts, service, how.prompt_name, how.cut, "inputs"), None, caller)
-    return Answer(found.x_ND[1:] @ found.x_ND[0], found.seconds, found.tokens)
+        raise bad_request("there are no sentences to compare with; send at least one", "inputs", "empty_input")
+    inputs = read_inputs(texts, service, options.prompt_name, options.cut, "inputs")
+    done = await service.embed(inputs, None, caller)
+    return Answer(done.x_ND[1:] @ done.x_ND[0], done.seconds, done.tokens)
 
 
 async def tokenize(service: Service, body: TokenizeBody, caller: Key) -> Answer:
-    """The tokens of texts; their ids can be embedded as they are."""
+    """Tokenise texts; the ids can be embedded as they are."""
     texts = [body.inputs] if isinstance(body.inputs, str) else body.inputs
     inputs = read_inputs(texts, service, body.prompt_name, "end", "inputs")
     if any(isinstance(one, ImageInput) for one in inputs):
-        raise bad_request("an image has no tokens that could be embedded instead of it", "inputs")
+        raise bad_request("an image has no token ids; expected texts", "inputs")
     service.check_inputs(inputs)
     with service.admit(inputs):
         name = service.prompt(body.prompt_name)
@@ -94,7 +94,7 @@ async def tokenize(service: Service, body: TokenizeBody, caller: Key) -> Answer:
 
 
 async def info(service: Service, body: None, caller: Key) -> Answer:
-    """What the server is and allows."""
+    """Describe the model, its precision and the limits."""
     limits = service.settings.limits
     content = {
         "model_id": service.name,
@@ -116,21 +116,21 @@ async def info(service: Service, body: None, caller: Key) -> Answer:
 
 
 async def health(service: Service, body: None, caller: Key) -> Answer:
-    """Whether the model answers."""
+    """Report that the model answers, or refuse if it is dead."""
     if service.engine.model.dead:
         raise unavailable(service.engine.model.dead)
     return Answer({"status": "ok"})
 
 
-def listed(item: dict[str, Any]) -> dict[str, Any]:
+def list_of(item: dict[str, Any]) -> dict[str, Any]:
     return {"type": "array", "items": item}
 
 
 TOKEN = {"type": "object", "required": ["id", "text", "special"], "properties": {"id": {"type": "integer"}}}
 ENDPOINTS = (
-    Endpoint("POST", "/embed", embed, "Vectors of texts, token ids or images", EmbedBody, listed(NUMBERS)),
+    Endpoint("POST", "/embed", embed, "Vectors of texts, token ids or images", EmbedBody, list_of(NUMBERS)),
     Endpoint("POST", "/similarity", similarity, "Cosines of a text with others", SimilarityBody, NUMBERS),
-    Endpoint("POST", "/tokenize", tokenize, "Tokens of texts", TokenizeBody, listed(listed(TOKEN))),
-    Endpoint("GET", "/info", info, "What the server is and allows", answer={"type": "object"}),
-    Endpoint("GET", "/health", health, "Whether the model answers", answer={"type": "object"}),
+    Endpoint("POST", "/tokenize", tokenize, "Tokens of texts", TokenizeBody, list_of(list_of(TOKEN))),
+    Endpoint("GET", "/info", info, "The model, its precision and the limits", answer={"type": "object"}),
+    Endpoint("GET", "/health", health, "Health of the model", answer={"type": "object"}),
 )
