@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 
 from anyio import fail_after
 from starlette.requests import ClientDisconnect, Request
@@ -27,9 +28,31 @@ class BodyMemory:
         self.free = int(limits.waiting_mib * 2**20)
         self.service = service
 
-    def read(self, request: Request) -> RequestBody:
-        """Read the body and hold its memory until the block ends."""
-        return RequestBody(self, request)
+    @asynccontextmanager
+    async def read(self, request: Request) -> AsyncIterator[bytes]:
+        """Read the body and hold its memory until the block ends.
+
+        Raises:
+            Refusal: the body is too large or too slow, or the memory is exhausted.
+        """
+        taken, parts = 0, []
+        try:
+            self._check(content_length(request))
+            try:
+                with fail_after(SLOW_S):
+                    async for part in request.stream():
+                        taken += len(part)
+                        self.free -= len(part)
+                        self._check(taken)
+                        parts.append(part)
+            except TimeoutError as error:
+                message = f"the body did not arrive within {SLOW_S:g} s; send it again"
+                raise Refusal(408, "body_too_slow", message) from error
+            body = b"".join(parts)
+            parts.clear()
+            yield body
+        finally:
+            self.free += taken
 
     def answer(self, content: bytes, headers: Mapping[str, str]) -> JSONAnswer:
         """Make an answer of JSON, which holds its memory while it is sent.
@@ -38,50 +61,17 @@ class BodyMemory:
             Refusal: the memory does not suffice.
         """
         if len(content) > self.free:
-            raise self.refusal()
+            raise self._refusal()
         return JSONAnswer(self, content, headers)
 
-    def refusal(self) -> Refusal:
-        """Return the 429 for exhausted memory."""
+    def _check(self, size: int) -> None:
+        if size > self.max_body:
+            raise too_large(f"the body has more than {self.max_body} bytes; split it", code="body_too_large")
+        if self.free < 0:
+            raise self._refusal()
+
+    def _refusal(self) -> Refusal:
         return overloaded(max(self.service.engine.queue.wait_s, 1.0))
-
-
-class RequestBody:
-    """A body that holds memory until its request is answered."""
-
-    def __init__(self, memory: BodyMemory, request: Request) -> None:
-        self.memory = memory
-        self.request = request
-        self.taken = 0
-
-    async def __aenter__(self) -> bytes:
-        try:
-            self.check(content_length(self.request))
-            with fail_after(SLOW_S):
-                return b"".join([part async for part in self._parts()])
-        except BaseException as error:
-            self.memory.free += self.taken
-            if isinstance(error, TimeoutError):
-                message = f"the body did not arrive within {SLOW_S:g} s; send it again"
-                raise Refusal(408, "body_too_slow", message) from error
-            raise
-
-    async def _parts(self) -> AsyncIterator[bytes]:
-        async for part in self.request.stream():
-            self.taken += len(part)
-            self.memory.free -= len(part)
-            self.check(self.taken)
-            yield part
-
-    async def __aexit__(self, *_: object) -> None:
-        self.memory.free += self.taken
-
-    def check(self, size: int) -> None:
-        """Refuse a body that is too large, or any body if the memory is exhausted."""
-        if size > self.memory.max_body:
-            raise too_large(f"the body has more than {self.memory.max_body} bytes; split it", code="body_too_large")
-        if self.memory.free < 0:
-            raise self.memory.refusal()
 
 
 class JSONAnswer(Response):

@@ -1,34 +1,40 @@
-"""The endpoints as an OpenAPI document."""
+"""The endpoints as an OpenAPI document, and JSON schemas for them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from pydantic.json_schema import models_json_schema
 
 import jasper_ray
 from jasper_ray.serving.errors import TYPES
-from jasper_ray.serving.surfaces.base import Endpoint
+
+if TYPE_CHECKING:
+    from jasper_ray.serving.surfaces.base import Endpoint
 
 REFS = "#/components/schemas/{model}"
-ERROR = {
-    "type": "object",
-    "required": ["error"],
-    "properties": {
-        "error": {
-            "type": "object",
-            "required": ["message", "type", "code"],
-            "properties": {
-                "message": {"type": "string"},
-                "type": {"type": "string"},
-                "param": {"anyOf": [{"type": "string"}, {"type": "null"}]},
-                "code": {"type": "string"},
-            },
-        },
-        "message": {"type": "string"},
-    },
-}
+
+
+def array(item: Mapping[str, Any], **more: Any) -> dict[str, Any]:
+    """Return the JSON schema of a list."""
+    return {"type": "array", "items": item, **more}
+
+
+def mapping(required: str, **properties: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the JSON schema of an object; `required` has names of fields, separated by spaces."""
+    return {"type": "object", "required": required.split(), "properties": properties}
+
+
+INTEGER, STRING = {"type": "integer"}, {"type": "string"}
+NUMBERS = array({"type": "number"})
+ERROR = mapping(
+    "error",
+    error=mapping(
+        "message type code", message=STRING, type=STRING, param={"anyOf": [STRING, {"type": "null"}]}, code=STRING
+    ),
+    message=STRING,
+)
 
 
 def document(endpoints: Sequence[Endpoint], name: str) -> dict[str, Any]:
@@ -39,9 +45,7 @@ def document(endpoints: Sequence[Endpoint], name: str) -> dict[str, Any]:
     for one in endpoints:
         body = refs[one.body, "validation"] if one.body else None
         paths.setdefault(one.path, {})[one.method.lower()] = operation(one, body)
-    paths["/metrics"] = {
-        "get": {"summary": "Metrics for Prometheus", "responses": responses("text/plain", {"type": "string"})}
-    }
+    paths["/metrics"] = {"get": {"summary": "Metrics for Prometheus", "responses": responses("text/plain", STRING)}}
     return {
         "openapi": "3.1.0",
         "info": {"title": f"jasper_ray: {name}", "version": jasper_ray.__version__},
@@ -60,8 +64,7 @@ def operation(one: Endpoint, body: dict[str, Any] | None) -> dict[str, Any]:
     if body:
         described["requestBody"] = {"required": True, "content": {"application/json": {"schema": body}}}
     if one.parameter:
-        named = {"name": one.parameter, "in": "path", "required": True, "schema": {"type": "string"}}
-        described["parameters"] = [named]
+        described["parameters"] = [{"name": one.parameter, "in": "path", "required": True, "schema": STRING}]
     return described
 
 

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 from jasper_ray.serving.errors import bad_request
 from jasper_ray.serving.inputs import Cut, ImageInput, Input, TextInput, TokenInput
 from jasper_ray.serving.keys import Key
+from jasper_ray.serving.openapi import array
 from jasper_ray.serving.service import Service
 
 
@@ -52,21 +53,15 @@ class Endpoint:
 
 Size = Annotated[int, Field(ge=1, le=2**31)]
 """A vector's size; bounded, so that no error repeats a number of thousands of digits."""
-NUMBERS = {"type": "array", "items": {"type": "number"}}
 TEXT = {"type": "string", "minLength": 1}
-IDS = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1}
+IDS = array({"type": "integer", "minimum": 0}, minItems=1)
 Inputs = Annotated[
     Any,
     WithJsonSchema(
         {
             "description": "A text, a list of texts, token ids of /tokenize, or a list of these. "
             "A model with vision takes an image as a data URI in the place of a text.",
-            "anyOf": [
-                TEXT,
-                {"type": "array", "items": TEXT, "minItems": 1},
-                IDS,
-                {"type": "array", "items": IDS, "minItems": 1},
-            ],
+            "anyOf": [TEXT, array(TEXT, minItems=1), IDS, array(IDS, minItems=1)],
         }
     ),
 ]

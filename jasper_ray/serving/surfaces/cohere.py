@@ -5,7 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal, get_args
 
 from pydantic import Field
 
@@ -13,17 +13,9 @@ from jasper_ray.serving.errors import bad_request
 from jasper_ray.serving.fetching import fetch
 from jasper_ray.serving.inputs import Cut, ImageInput, Input, TextInput
 from jasper_ray.serving.keys import Key
+from jasper_ray.serving.openapi import NUMBERS, STRING, array, mapping
 from jasper_ray.serving.service import Service
-from jasper_ray.serving.surfaces.base import (
-    NUMBERS,
-    Answer,
-    Body,
-    Endpoint,
-    Size,
-    decode_data_uri,
-    is_data_uri,
-    read_text,
-)
+from jasper_ray.serving.surfaces.base import Answer, Body, Endpoint, Size, decode_data_uri, is_data_uri, read_text
 from jasper_ray.serving.vectors import VectorType, check_type, head_for, typed
 
 InputType = Literal["search_document", "search_query", "classification", "clustering", "image"]
@@ -168,13 +160,6 @@ class ImageReader:
         return data
 
 
-KINDS: dict[str, Any] = {
-    kind: {"type": "array", "items": {"type": "string"} if kind == "base64" else NUMBERS}
-    for kind in ("float", "int8", "uint8", "binary", "ubinary", "base64")
-}
-ANSWER = {
-    "type": "object",
-    "required": ["id", "embeddings"],
-    "properties": {"id": {"type": "string"}, "embeddings": {"type": "object", "properties": KINDS}},
-}
+KINDS = {kind: array(STRING if kind == "base64" else NUMBERS) for kind in get_args(VectorType)}
+ANSWER = mapping("id embeddings", id=STRING, embeddings=mapping("", **KINDS))
 ENDPOINTS = (Endpoint("POST", "/v2/embed", embed, "Vectors of texts or images, in several types", EmbedBody, ANSWER),)

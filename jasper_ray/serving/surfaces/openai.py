@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from jasper_ray.serving.keys import Key
+from jasper_ray.serving.openapi import INTEGER, NUMBERS, STRING, array, mapping
 from jasper_ray.serving.service import Service
-from jasper_ray.serving.surfaces.base import NUMBERS, Answer, Body, Endpoint, Inputs, Size, read_inputs
+from jasper_ray.serving.surfaces.base import Answer, Body, Endpoint, Inputs, Size, read_inputs
 from jasper_ray.serving.vectors import typed
 
 
@@ -69,27 +70,11 @@ def card(service: Service) -> dict[str, Any]:
     }
 
 
-MODEL = {"type": "object", "required": ["id", "object", "created", "owned_by", "dimensions"]}
-EMBEDDINGS = {
-    "type": "object",
-    "required": ["object", "data", "model", "usage"],
-    "properties": {
-        "data": {
-            "type": "array",
-            "items": {
-                "type": "object",
-                "required": ["object", "index", "embedding"],
-                "properties": {"index": {"type": "integer"}, "embedding": {"anyOf": [NUMBERS, {"type": "string"}]}},
-            },
-        },
-        "model": {"type": "string"},
-        "usage": {
-            "type": "object",
-            "properties": {"prompt_tokens": {"type": "integer"}, "total_tokens": {"type": "integer"}},
-        },
-    },
-}
-MODELS = {"type": "object", "properties": {"data": {"type": "array", "items": MODEL}}}
+MODEL = mapping("id object created owned_by dimensions")
+MODELS = mapping("", data=array(MODEL))
+EMBEDDING = mapping("object index embedding", index=INTEGER, embedding={"anyOf": [NUMBERS, STRING]})
+USAGE = mapping("", prompt_tokens=INTEGER, total_tokens=INTEGER)
+EMBEDDINGS = mapping("object data model usage", data=array(EMBEDDING), model=STRING, usage=USAGE)
 ENDPOINTS = (
     Endpoint("POST", "/v1/embeddings", embeddings, "Vectors of texts, token ids or images", EmbeddingsBody, EMBEDDINGS),
     Endpoint("GET", "/v1/models", models, "The served model, its sizes and prompts", answer=MODELS),

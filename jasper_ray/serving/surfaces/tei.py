@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 import jasper_ray
 from jasper_ray.serving.errors import bad_request, unavailable
 from jasper_ray.serving.inputs import Cut, ImageInput
 from jasper_ray.serving.keys import Key
+from jasper_ray.serving.openapi import INTEGER, NUMBERS, array, mapping
 from jasper_ray.serving.service import Service
-from jasper_ray.serving.surfaces.base import NUMBERS, Answer, Body, Endpoint, Inputs, Size, read_inputs
+from jasper_ray.serving.surfaces.base import Answer, Body, Endpoint, Inputs, Size, read_inputs
 
 
 class Truncation(Body):
@@ -122,15 +123,11 @@ async def health(service: Service, body: None, caller: Key) -> Answer:
     return Answer({"status": "ok"})
 
 
-def list_of(item: dict[str, Any]) -> dict[str, Any]:
-    return {"type": "array", "items": item}
-
-
-TOKEN = {"type": "object", "required": ["id", "text", "special"], "properties": {"id": {"type": "integer"}}}
+TOKEN = mapping("id text special", id=INTEGER)
 ENDPOINTS = (
-    Endpoint("POST", "/embed", embed, "Vectors of texts, token ids or images", EmbedBody, list_of(NUMBERS)),
+    Endpoint("POST", "/embed", embed, "Vectors of texts, token ids or images", EmbedBody, array(NUMBERS)),
     Endpoint("POST", "/similarity", similarity, "Cosines of a text with others", SimilarityBody, NUMBERS),
-    Endpoint("POST", "/tokenize", tokenize, "Tokens of texts", TokenizeBody, list_of(list_of(TOKEN))),
+    Endpoint("POST", "/tokenize", tokenize, "Tokens of texts", TokenizeBody, array(array(TOKEN))),
     Endpoint("GET", "/info", info, "The model, its precision and the limits", answer={"type": "object"}),
     Endpoint("GET", "/health", health, "Health of the model", answer={"type": "object"}),
 )
