@@ -1,4 +1,4 @@
-"""A server of a small real student without Ray, uvicorn in a thread of this process; what tests of servers share."""
+"""Fixtures of the servers' tests: a small real student, served by uvicorn in a thread, without Ray."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ PATIENCE_S = 240
 
 @contextmanager
 def command_running(command: Sequence[str], **how: Any) -> Iterator[subprocess.Popen[str]]:
-    """A command as a process, which ends with all that it started, however the block ends."""
+    """Run a command as a process, and kill it with its children when the block ends."""
     with subprocess.Popen(command, text=True, **how) as process:
         own = psutil.Process(process.pid)
         try:
@@ -47,7 +47,7 @@ def command_running(command: Sequence[str], **how: Any) -> Iterator[subprocess.P
 def served(
     model: Path | str, change: Callable[[Service], None] | None = None, **settings: Any
 ) -> Iterator[tuple[str, Service]]:
-    """The address of a server that is up, and what it stands on; `change` may alter that before it starts."""
+    """Start a server and yield its address and service; `change` may alter the service before."""
     values = {"model": str(model), "name": "small", "open": True, "precision": "float32", "threads": 1, **settings}
     service = open_service(ServeSettings.model_validate(values), Ledger())
     if change:
@@ -74,7 +74,7 @@ def served(
 
 
 def output_folder(path: Path, weights: str, dim: int = 96) -> Path:
-    """What embedding leaves of a corpus, as far as serving reads it."""
+    """Write an embedding's output folder, with the files that serving reads."""
     columns = (VectorColumn(dim=dim, dtype="int8"), VectorColumn(dim=dim, dtype="binary"))
     asked = EmbedSettings(model="m", inputs=("in",), vectors=columns)
     resolved = Resolved(prompt="", vectors=columns, precision="float32", agreement=None, max_length=64)
@@ -86,7 +86,7 @@ def output_folder(path: Path, weights: str, dim: int = 96) -> Path:
 
 
 def wait_for(what: Callable[[], bool]) -> None:
-    """Until it holds; a machine that does much else takes minutes for what a quiet one does in seconds."""
+    """Wait until it holds; a loaded machine takes minutes for what an idle one does in seconds."""
     began = time.monotonic()
     while not what():
         assert time.monotonic() - began < PATIENCE_S, "waited too long"

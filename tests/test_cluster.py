@@ -39,7 +39,7 @@ PORT_OPTIONS = (
 
 @pytest.fixture
 def short_folder() -> Iterator[Path]:
-    """A place for sockets, whose paths must be short."""
+    """A folder for sockets, whose paths must be short."""
     with tempfile.TemporaryDirectory(prefix="jr-", dir="/tmp", ignore_cleanup_errors=True) as folder:
         yield Path(folder)
 
@@ -58,7 +58,7 @@ def environment(short_folder: Path) -> dict[str, str]:
 
 @pytest.fixture
 def head(short_folder: Path, environment: dict[str, str]) -> Iterator[dict[str, str]]:
-    """`ray start --head`, ended with all it started: the variables that let commands find it."""
+    """A head started by `ray start --head`, and the environment in which commands find it."""
     ports = free_ports(len(PORT_OPTIONS))
     command = ["ray", "start", "--head", "--block", "--num-cpus=2", f"--temp-dir={short_folder}"]
     command += [f"--{option}={port}" for option, port in zip(PORT_OPTIONS, ports, strict=True)]
@@ -73,7 +73,7 @@ def head(short_folder: Path, environment: dict[str, str]) -> Iterator[dict[str, 
 
 
 def edited(folder: Path, student: Path, digest_entry: str, port: int) -> Path:
-    """`cluster/serve.yaml` with the places that it says are to be edited."""
+    """Copy `cluster/serve.yaml` with this test's address, model and keys."""
     (folder / "keys.yaml").write_text(digest_entry)
     config = yaml.safe_load((HOME / "cluster" / "serve.yaml").read_text())
     config["http_options"] |= {"host": "127.0.0.1", "port": port}
@@ -114,7 +114,7 @@ def test_serve_deploy_brings_a_server_up_and_serve_shutdown_ends_it(head: dict[s
 
 @contextmanager
 def asking(address: str, secret: str) -> Iterator[list[int]]:
-    """What a client is answered that asks without pause as long as the block lasts."""
+    """Ask without pause until the block ends; collect the statuses."""
     statuses: list[int] = []
     over = threading.Event()
 
@@ -132,13 +132,13 @@ def asking(address: str, secret: str) -> Iterator[list[int]]:
 
 
 def name(address: str, secret: str) -> str:
-    """What the model is called."""
+    """Return the model's name."""
     answer = httpx.get(f"{address}/v1/models", headers={"authorization": f"Bearer {secret}"}, timeout=30)
     return str(answer.json()["data"][0]["id"])
 
 
 def status(url: str, key: str = "none") -> int:
-    """What a GET is answered; 0 when nobody listens."""
+    """Return a GET's status; 0 if nobody listens."""
     try:
         headers = {"authorization": f"Bearer {key}"} if key != "none" else {}
         return httpx.get(url, headers=headers, timeout=30).status_code

@@ -1,4 +1,4 @@
-"""Whatever is sent, the server answers as its schema says, and goes on.
+"""Random requests: the server answers each as its schema says, and stays healthy.
 
 `JASPER_RAY_FUZZ` is how many requests are made of every endpoint and kind; a long run takes some hundreds. With
 `JASPER_RAY_FUZZ_RAY=1` they go through Ray and HAProxy.
@@ -37,7 +37,7 @@ LIMITS = {"inputs": 50, "request_tokens": 2000, "body_mib": 2.0, "text_chars": 1
 TIMEOUT_S = 30.0
 NAMES = ("status_code_conformance", "content_type_conformance", "response_schema_conformance")
 SENT: Counter[tuple[str, int]] = Counter()
-"""How often what was answered with which status."""
+"""Number of answers by path and status."""
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +74,7 @@ def schema(address: str) -> Any:
 
 @pytest.fixture(autouse=True)
 def health(address: str) -> Iterator[None]:
-    """After whatever is sent here the server is well."""
+    """Check that the server is healthy after each test."""
     yield
     assert httpx.get(f"{address}/health", timeout=TIMEOUT_S).status_code == 200
 
@@ -83,9 +83,9 @@ def health(address: str) -> Iterator[None]:
 
 
 def sensible(body: Any) -> Any:
-    """The same with the names that this server knows and no empty texts: random bodies hardly ever reach the model."""
+    """Fill in names that this server knows and texts that are not empty; random bodies hardly ever reach the model."""
     if isinstance(body, dict):
-        if "input_type" in body:  # Cohere's, of whose three fields one may be given
+        if "input_type" in body:  # Cohere's, with one of three fields
             body = {**body, "texts": body.get("texts") or [], "images": None, "inputs": None}
         return {key: KNOWN.get(key, sensible(value)) for key, value in body.items()}
     if isinstance(body, list):
@@ -200,7 +200,7 @@ def test_other_types_and_encodings_of_bodies_are_read_as_json(address: str) -> N
 
 
 def speak(address: str, *parts: bytes, wait_s: float = TIMEOUT_S) -> bytes:
-    """The first line that comes back, or what there is of it when the server hangs up or is silent for so long."""
+    """Return the first line of the answer; less if the server hangs up or is silent for `wait_s`."""
     host, port = address.removeprefix("http://").split(":")
     heard = b""
     with socket.create_connection((host, int(port)), timeout=wait_s) as line:

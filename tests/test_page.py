@@ -1,4 +1,4 @@
-"""The page at `/`, in a headless Chromium, against a server of a small student that sees."""
+"""The page at `/`, in a headless Chromium, against a server of a small student with vision."""
 
 # Shape legend: N passages, D size of the vectors.
 
@@ -42,7 +42,7 @@ Open = Callable[..., Page]
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """Playwright's own Chromium, or the one of the machine."""
+    """Playwright's own Chromium, or the machine's."""
     with sync_playwright() as playwright:
         own = Path(playwright.chromium.executable_path).is_file()
         path = None if own else next(filter(None, map(shutil.which, CHROMIUMS)), None)
@@ -55,7 +55,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def student(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Heads of 96 and 32 (the default), and a tower of random weights."""
+    """A student with heads of 96 and 32 (the default), and a tower of random weights."""
     folder = tmp_path_factory.mktemp("page")
     architecture = {"model_type": "siglip_vision_model", "patch_size": 8, "image_size": 32, "hidden_size": 48}
     architecture |= {"intermediate_size": 96, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -74,7 +74,7 @@ def server(student: Path) -> Iterator[str]:
 
 @pytest.fixture
 def open_page(browser: Browser) -> Iterator[Open]:
-    """Opens pages. When the test ends, none may have asked another server or have failed in a way not foreseen."""
+    """Open pages. At the end of the test, none may have asked another server or failed unexpectedly."""
     asked: list[tuple[str, str]] = []
     faults: list[str] = []
     pages: list[Page] = []
@@ -109,7 +109,7 @@ def settle(page: Page) -> None:
 
 
 def add_images(page: Page, label: str, *files: Path) -> None:
-    """Choose files once there is something to choose with, and wait until the last one is there."""
+    """Choose files once the page allows it, and wait until the last one is there."""
     expect(page.get_by_role("button", name="Add images")).to_be_visible()
     page.get_by_label(label).set_input_files(files)
     expect(page.get_by_alt_text(files[-1].name)).to_be_visible()
@@ -121,22 +121,22 @@ def choose(page: Page, size: int) -> None:
 
 
 def shown(page: Page) -> tuple[list[str], list[float]]:
-    """The ranking as it stands on the page: texts and cosines."""
-    expect(page.locator("#ranking li").first).to_be_visible()  # what is hidden has a text without lines
+    """Read the ranking from the page: texts and cosines."""
+    expect(page.locator("#ranking li").first).to_be_visible()  # hidden text has no line breaks
     rows = [row.split("\n") for row in page.locator("#ranking li").all_inner_texts()]
     assert [int(row[0]) for row in rows] == list(range(1, len(rows) + 1))
     return [row[1] for row in rows], [float(row[2].replace("−", "-")) for row in rows]
 
 
 def vectors(address: str, body: dict[str, object]) -> np.ndarray:
-    """What the API answers, `[N, D]`."""
+    """Embed with the API, `[N, D]`."""
     request = urllib.request.Request(f"{address}/v1/embeddings", json.dumps(body).encode())
     with urllib.request.urlopen(request) as answer:
         return np.array([one["embedding"] for one in json.load(answer)["data"]])
 
 
 def cosines(address: str, size: int, passages: Sequence[str] = PASSAGES, query: str = QUERY) -> np.ndarray:
-    """The cosine of every passage with the query, from the API, `[N]`."""
+    """Compute the cosine of every passage with the query, from the API, `[N]`."""
     query_D = vectors(address, {"input": query, "dimensions": size, "prompt_name": "s2p_query"})[0]
     return vectors(address, {"input": list(passages), "dimensions": size, "prompt_name": ""}) @ query_D
 
@@ -280,7 +280,7 @@ def test_the_command_for_a_shell_sends_the_same(server: str, open_page: Open, tm
 
 
 def sent_by(command: str, folder: Path) -> list[list[str]]:
-    """The inputs that a curl would send, which here prints its data instead."""
+    """Return the inputs that a curl command would send, by a curl that prints its data."""
     curl = 'curl() { if [ "${@: -1}" = @- ]; then cat; else printf "%s\\n" "${@: -1}"; fi; }\n'
     done = subprocess.run(["bash", "-c", curl + command], cwd=folder, capture_output=True, text=True, check=True)
     return [json.loads(line)["input"] for line in done.stdout.splitlines()]

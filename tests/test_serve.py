@@ -1,4 +1,4 @@
-"""The server on Ray: replicas that die, are replaced, updated and added under load, without a failed request."""
+"""The server on Ray: replicas die, are replaced, updated and added under load, without a failed request."""
 
 from __future__ import annotations
 
@@ -65,20 +65,20 @@ def address(student: Path) -> Iterator[str]:
 
 
 def measured(address: str) -> set[str]:
-    """The replicas that the page of metrics has."""
+    """Return the replicas on the page of metrics."""
     page = httpx.get(f"{address}/metrics", timeout=30).text
     return set(re.findall(r'jasper_ray_queue_tokens\{replica="(\w+)"', page))
 
 
 class Asked(collections.Counter[str]):
-    """What clients that ask without pause were told: answers by model, and failures."""
+    """Counts of the answers to clients that ask without pause: by model, and failures."""
 
     vectors: dict[str, np.ndarray]
 
 
 @contextmanager
 def asking(address: str, clients: int = 4) -> Iterator[Asked]:
-    """Clients that retry as OpenAI's does of its own accord, as long as the block lasts."""
+    """Run OpenAI's clients, which retry by default, until the block ends."""
     asked, stop, lock = Asked(), threading.Event(), threading.Lock()
     asked.vectors = {}
 
@@ -113,7 +113,7 @@ def failures(asked: Asked) -> list[str]:
 
 
 def replicas() -> list[psutil.Process]:
-    """The processes of the server's replicas."""
+    """Find the processes of the server's replicas."""
     found = []
     for process in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.Error):
@@ -193,7 +193,7 @@ def test_a_rolling_update_fails_no_request_and_mixes_no_models(address: str, stu
         wait_for(lambda: len(asked) > 1)
         wait_for(lambda: len(replicas()) == 2)
     assert failures(asked) == []
-    assert len(asked) == 2  # the identity of each student, and each answer wholly of one (`asking` compares)
+    assert len(asked) == 2  # the identities of both students; no answer mixes them (`asking` compares)
     expected = [load_student(path).encode(TEXTS) for path in (student, another)]
     for vectors in asked.vectors.values():
         assert min(np.abs(vectors - one).max() for one in expected) < 1e-4

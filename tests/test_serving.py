@@ -53,7 +53,7 @@ from jasper_ray.serving.vectors import cut, head_for, typed
 from jasper_ray.vectors import int8_ranges, normalise, quantise_binary, quantise_int8
 
 POISON, STRANGE = 7, 8
-"""Tokens on which `Held` fails, and for which it gives a vector that is not finite."""
+"""Token on which `Held` fails, and token for which its vector is not finite."""
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +74,7 @@ def preparer(student: StudentEncoder) -> Iterator[Preparer]:
 
 
 def refusal(call: Callable[[], object]) -> Refusal:
-    """What the call is refused with."""
+    """Return the refusal that the call raises."""
     with pytest.raises(Refusal) as caught:
         call()
     return caught.value
@@ -173,12 +173,12 @@ def test_a_traceback_for_logs_has_places_and_classes_and_no_values() -> None:
 
 
 def row(tokens: int, kind: object = None, abandoned: bool = False) -> QueueRow:
-    """The row of a request of its own."""
+    """Make the row of a request with a single row."""
     return request(tokens, kind=kind, abandoned=abandoned)[0]
 
 
 def request(*lengths_: int, kind: object = None, abandoned: bool = False) -> list[QueueRow]:
-    """The rows of one request."""
+    """Make the rows of one request."""
     answer: Any = SimpleNamespace(done=lambda: abandoned)
     pending = PendingRequest((32,), answer, [None] * len(lengths_), len(lengths_))
     return [
@@ -227,7 +227,7 @@ def test_a_large_request_delays_a_small_one_by_a_batch() -> None:
     queue = queue_of(large, small)
     assert {one.request for one in queue.take(100, 99)} == {large[0].request}
     assert queue.take(100, 99)[0] is small[0]
-    assert len(queue.take(100, 99)) == 5  # and then the large one has the model for itself
+    assert len(queue.take(100, 99)) == 5  # then the large one has the model to itself
 
 
 def test_a_small_request_of_many_lengths_is_done_in_its_turn() -> None:
@@ -287,7 +287,7 @@ def test_abandoned_rows_leave_with_their_tokens() -> None:
 
 
 class Held(StudentEncoder):
-    """A student that a test holds back, and that fails on one token."""
+    """A student that waits for a gate, and fails on one token."""
 
     def __init__(self, student: StudentEncoder) -> None:
         super().__init__(student.student, student.tokenizer, student.card)
@@ -319,7 +319,7 @@ def held(student: StudentEncoder) -> Held:
 
 @asynccontextmanager
 async def running(encoder: StudentEncoder, threads: int = 1, **queue: Any) -> AsyncIterator[Engine]:
-    """An engine that embeds until the end of the block."""
+    """Run an engine until the end of the block."""
     queue = {"seconds": 10.0, "rate": 1e4, **queue}
     engine = Engine(Model(encoder, TokenBudget(1024)), TokenQueue(**queue), 0.002, Metrics(), threads)
     engine.start()
@@ -332,7 +332,7 @@ async def running(encoder: StudentEncoder, threads: int = 1, **queue: Any) -> As
 
 
 async def ask(engine: Engine, *rows: Sequence[int], head: int = 32) -> np.ndarray:
-    """The vectors of rows of token ids."""
+    """Embed rows of token ids."""
     inputs = [Prepared(np.array(one, np.int32), len(one)) for one in rows]
     with engine.admit(sum(map(len, rows))) as admission:
         done = await engine.embed(inputs, [head], admission)
@@ -348,7 +348,7 @@ async def until(condition: Callable[[], object]) -> None:
 
 
 async def together(held: Held, engine: Engine, *requests: Sequence[Sequence[int]]) -> list[Any]:
-    """What becomes of requests whose rows share a batch, since the model is busy until all are queued."""
+    """Return the outcomes of requests that share a batch: the model is busy until all are queued."""
     held.gate.clear()
     busy = asyncio.create_task(ask(engine, [101, 102]))
     await until(lambda: held.batches)
@@ -455,7 +455,7 @@ def test_no_company_no_order_and_no_thread_changes_a_vector(student: StudentEnco
 
 
 def test_light_load_does_not_look_like_a_slow_model(held: Held) -> None:
-    """Single short rows take a batch each; the rate that admission rests on is that of full ones."""
+    """Single short rows take a batch each, and admission needs the rate of full batches."""
 
     async def tell() -> None:
         async with running(held) as engine:
@@ -812,7 +812,7 @@ def test_a_replica_that_is_gone_is_forgotten(monkeypatch: pytest.MonkeyPatch) ->
 
 @contextmanager
 def local_files() -> Iterator[int]:
-    """The port of a server here: an image, a redirect to it, and a body without end."""
+    """Run a web server with an image, a redirect to it, and a long body; yield its port."""
 
     class Answers(BaseHTTPRequestHandler):
         def do_GET(self) -> None:

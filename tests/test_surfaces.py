@@ -1,4 +1,4 @@
-"""The server over HTTP: OpenAI's and Cohere's own clients, TEI's words, keys, limits, failures, metrics, logs."""
+"""The server over HTTP: OpenAI's and Cohere's own clients, TEI's API, keys, limits, failures, metrics, logs."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ LIMITS = {"inputs": 20, "images": 2, "request_tokens": 900, "body_mib": 1.0, "te
 
 @dataclass
 class Up:
-    """A server, what it stands on, and the same student without it."""
+    """A server, its service, and the same student without a server."""
 
     address: str
     service: Service
@@ -56,7 +56,7 @@ class Up:
         self.http = httpx.Client(base_url=self.address, headers={"authorization": f"Bearer {SECRET}"}, timeout=30)
 
     def post(self, path: str, status: int = 200, **body: Any) -> Any:
-        """What is answered, which has this status."""
+        """Post a body, check the status, and return the answer."""
         answer = self.http.post(path, json=body)
         assert answer.status_code == status, answer.text
         return answer.json()
@@ -68,7 +68,7 @@ class Up:
         return cohere.ClientV2(api_key=key, base_url=self.address)
 
     def metric(self, name: str, **labels: str) -> float:
-        """The sum of a metric over what has these labels."""
+        """Sum a metric over the samples with these labels."""
         found = samples(self.http.get("/metrics").text).get(name, [])
         return sum(value for own, value in found if labels.items() <= own.items())
 
@@ -87,7 +87,7 @@ def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
 
 
 def near(found: Any, expected_ND: np.ndarray) -> None:
-    """The same vectors, in the same order."""
+    """Check that the vectors are equal, in the same order."""
     found_ND = np.asarray(found, np.float32)
     assert found_ND.shape == expected_ND.shape
     assert least_cosine(found_ND, expected_ND) > 0.9999
@@ -333,7 +333,7 @@ def test_company_and_order_change_nothing(up: Up) -> None:
 
 
 class Gate:
-    """Stands before the model until it is opened; texts with the word `poison` fail in it."""
+    """A gate before the model, which fails on texts with the word `poison`."""
 
     def __init__(self, student: StudentEncoder) -> None:
         self.inner = student.encode_tokens
@@ -358,7 +358,7 @@ def gate(up: Up, monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
 
 
 def later(*calls: Callable[[], Any]) -> list[Any]:
-    """Calls that run in threads; each is a thread with a `result` to come."""
+    """Run calls in threads; each returned object gets a `result`."""
 
     def run(call: Callable[[], Any]) -> Any:
         told = SimpleNamespace(result=None)
@@ -432,7 +432,7 @@ def test_clients_wait_as_they_are_told_while_the_queue_is_full(
 
 def test_a_key_over_its_tokens_waits_as_it_is_told(up: Up) -> None:
     client = up.openai(api_key=SLOW)
-    for _ in range(2):  # of 20 tokens a second, 1200 at first
+    for _ in range(2):  # 20 tokens per second, 1200 at first
         client.embeddings.create(input=["word " * 50] * 17, model="small")
     with pytest.raises(openai.RateLimitError, match="'slow' has used its 1200 tokens per minute") as caught:
         client.embeddings.create(input="a", model="small")
@@ -505,7 +505,7 @@ def test_bodies_that_wait_are_bounded_together(up: Up) -> None:
 
 
 def dead(address: str, service: Service) -> None:
-    """A model that fails altogether turns the server's health."""
+    """Break the model, and check that the server's health reports it."""
 
     def fail(*_: object) -> None:
         raise RuntimeError("device lost")
