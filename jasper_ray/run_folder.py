@@ -63,7 +63,6 @@ class StageFolder:
         write_text(self.path / "DONE", "")
 
     def create(self, stage: Stage, steps: int) -> None:
-        """Make the folder and write the stage's settings to it."""
         self.checkpoints.mkdir(parents=True, exist_ok=True)
         write_text(self.path / "stage.json", as_json({"steps": steps, **stage.model_dump(mode="json")}))
 
@@ -178,7 +177,6 @@ def decisive(teacher: dict[str, Any]) -> dict[str, Any]:
 
 
 def difference(pinned: Sequence[dict[str, Any]], now: Sequence[dict[str, Any]]) -> str:
-    """Describe the first difference between two lists of teachers."""
     if [t["name"] for t in pinned] != [t["name"] for t in now]:
         return f"{', '.join(t['name'] for t in pinned)}, but the recipe now names {', '.join(t['name'] for t in now)}"
     for before, after in zip(pinned, now, strict=True):

@@ -72,12 +72,8 @@ def measure_tower(plan: RunPlan, board: Scoreboard, pairs: HeldOutPairs) -> None
     """Measure a ridge fit from the untrained tower to the captions' vectors of the first stage on images."""
     number, stage = next((n, s) for n, s in enumerate(plan.recipe.stages, start=1) if s.kind.needs_vision)
     start, rows = plan.folder(number).path / "start", plan.data[stage.data]
-    dataset, place, moment = (
-        rows.labeller(start).label_shards(rows.shards),
-        start.with_name("tower-ridge"),
-        "tower ridge",
-    )
-    board.take(moment, place, lambda: plan.call(measure_tower_ridge, moment, start, dataset, pairs))
+    dataset, place = rows.labeller(start).label_shards(rows.shards), start.with_name("tower-ridge")
+    board.take("tower ridge", place, lambda: plan.call(measure_tower_ridge, "tower ridge", start, dataset, pairs))
 
 
 def measure_tower_ridge(

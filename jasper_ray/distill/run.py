@@ -53,15 +53,16 @@ def distill(recipe: Recipe, folder: Path) -> Finished:
         plan = prepare(run, *resolve(checked, run))
         heldout = label_first(plan)
         board = Scoreboard(run.evaluation, checked.sets)
+        score = partial(measure, plan, board, heldout)
         student = starting_student(plan)
-        measure(plan, board, heldout, "start", student)
+        score("start", student)
         for number, stage in enumerate(recipe.stages, start=1):
             moment = f"{number}-{stage.name}"
             start = stage_start(plan, number, student)
             if start != student:
-                measure(plan, board, heldout, f"{moment} start", start)
+                score(f"{moment} start", start)
             student = train_stage(plan, number, start)
-            measure(plan, board, heldout, moment, student)
+            score(moment, student)
         publish(student, run.student)
         measure_baselines(plan, board, heldout)
     return Finished(run.student, board.table())

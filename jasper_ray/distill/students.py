@@ -63,7 +63,6 @@ def stage_start(plan: RunPlan, number: int, before: Path) -> Path:
 
 
 def write_start(recipe: Recipe, folder: Path) -> None:
-    """Write the student with random heads."""
     body = recipe.student.body
     tokenizer = load_tokenizer(locate(body.base, body.revision), body.revision)
     card = StudentCard(

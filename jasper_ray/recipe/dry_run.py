@@ -24,7 +24,6 @@ def describe(recipe: Recipe) -> str:
 
 
 def parameters(student: Student) -> str:
-    """Say how many parameters a student has."""
     total = f"{millions(sum(p.numel() for p in student.parameters()))} parameters"
     if student.vision is None:
         return total
@@ -32,7 +31,6 @@ def parameters(student: Student) -> str:
 
 
 def stage_table(recipe: Recipe) -> list[str]:
-    """Make a table with one line a stage."""
     lines = [f"{'stage':<12} {'learns':>10} {'of':>10}  {'memory a worker':>15}  {'workers':<24} batch"]
     shapes = students(recipe)
     for stage in recipe.stages:
@@ -49,7 +47,6 @@ def stage_table(recipe: Recipe) -> list[str]:
 
 
 def trained_parameters(student: Student, stage: Stage) -> int:
-    """Count the numbers that learn in a stage."""
     names = set(student.trainable_names(stage.train))
     return sum(parameter.numel() for name, parameter in student.named_parameters() if name in names)
 

@@ -50,13 +50,11 @@ def load_recipe(name_or_path: str) -> Recipe:
 
 
 def with_sets(recipe: Recipe, sets: tuple[EvaluationSet, ...]) -> Recipe:
-    """Return the recipe with more evaluation sets."""
     evaluation = recipe.evaluation.model_copy(update={"sets": (*recipe.evaluation.sets, *sets)})
     return recipe.model_copy(update={"evaluation": evaluation})
 
 
 def recipe_path(name_or_path: str) -> Path:
-    """Find the file of a recipe."""
     if name_or_path.endswith((".yaml", ".yml")):
         if not Path(name_or_path).is_file():
             raise ConfigError(f"there is no recipe file {name_or_path!r}; check the path")
@@ -71,12 +69,10 @@ def recipe_path(name_or_path: str) -> Path:
 
 
 def shipped_recipes() -> list[str]:
-    """List the names of the recipes that come with the project."""
     return sorted(path.stem for path in SHIPPED.glob("*.yaml"))
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Read the mapping in a recipe file."""
     try:
         value = yaml.load(path.read_text(encoding="utf-8"), Loader=RecipeLoader)
     except yaml.YAMLError as error:

@@ -62,7 +62,6 @@ def parts(recipe: Recipe) -> list[Part]:
 
 
 def with_precisions(recipe: Recipe, chosen: Mapping[str, Dtype]) -> Recipe:
-    """Return the recipe with the precision of each part, by its name."""
     teachers = [
         teacher.model_copy(update={"dtype": chosen[name]} if (name := f"teacher {teacher.name}") in chosen else {})
         for teacher in recipe.teachers
@@ -143,7 +142,6 @@ def shares(gpus: int, workers: int, copies: int) -> tuple[float, float]:
 
 
 def gpus_in_words(recipe: Recipe, gpus: int) -> str:
-    """Say how the GPUs of this machine are divided."""
     takes = {f"stage {stage.name}": stage.gpus for stage in recipe.stages}
     takes |= {f"teacher {teacher.name}": teacher.pool.gpus_per_copy for teacher in recipe.teachers}
     takes |= {"captions": recipe.images.pool.gpus_per_copy} if recipe.images else {}

@@ -148,7 +148,6 @@ class Collate:
 
 
 def vectors(batch: Rows, teacher: str) -> Tensor:
-    """Read a teacher's vectors `[B, D]`."""
     return torch.from_numpy(np.array(batch[vector_column(teacher)]))
 
 

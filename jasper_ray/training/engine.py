@@ -80,7 +80,6 @@ def learning_rate_share(step: int, total_steps: int, stage: Stage) -> float:
 
 
 def engine_config(stage: Stage, device: torch.device) -> dict[str, Any]:
-    """Make DeepSpeed's configuration for a stage."""
     assert stage.precision != "auto", "a stage's precision is decided before it starts"
     in_bf16 = stage.precision == "bf16"
     # From ZeRO 1 on DeepSpeed keeps fp32 weights and gradients beside bf16 ones; the arithmetic of 0 and 1 is the same.

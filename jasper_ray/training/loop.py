@@ -164,7 +164,6 @@ def stop_if_not_finite(value: torch.Tensor, what: str, ids: list[str]) -> None:
 
 
 def average_over_workers(terms: dict[str, torch.Tensor]) -> dict[str, float]:
-    """Average each loss term over the workers."""
     values = torch.stack([value.float() for value in terms.values()])
     dist.all_reduce(values)
     return dict(zip(terms, (values / dist.get_world_size()).tolist(), strict=True))
