@@ -95,7 +95,9 @@ def run(recipe: Recipe, folder: Path) -> Record:
     finished = RunFolder(folder / "run")
     manifest = load_manifest(finished.corpus, CorpusManifest)
     heldout = sum(shard.rows for shard in manifest.heldout)
-    trained = trained_rows(StageFolder(next(finished.path.glob("stages/1-all-*"))), recipe.teachers[0].name)
+    stage = StageFolder(next(finished.path.glob("stages/1-all-*")))
+    steps = [json.loads(line) for line in stage.metrics.read_text(encoding="utf-8").splitlines()]
+    trained = sum(step[f"labelled/{recipe.teachers[0].name}"] for step in steps)  # workers check each row's place
     dropped = left_over(manifest.train, BATCH)
     read = sum(source.read for source in manifest.sources)
     return {
@@ -107,12 +109,6 @@ def run(recipe: Recipe, folder: Path) -> Record:
         "driver_mib": peak_mib(),
         "store_mib": store.peak_mib,
     }
-
-
-def trained_rows(stage: StageFolder, teacher: str) -> int:
-    """Count the rows that were labelled and trained on; a worker checks each row's place before it counts."""
-    records = [json.loads(line) for line in stage.metrics.read_text(encoding="utf-8").splitlines()]
-    return sum(record[f"labelled/{teacher}"] for record in records)
 
 
 BENCHMARK = Benchmark(

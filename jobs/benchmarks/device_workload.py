@@ -114,7 +114,13 @@ def workloads(settings: StudentSettings, texts: Sequence[str], tokenizing: Token
         f"{tokenizing.max_length} tokens": windows(texts, tokenizing, rows),
         "natural lengths": with_tokens(texts, tokenizing, rows * tokenizing.max_length),
     }
-    return [as_workload(settings, name, chosen, tokenizing) for name, chosen in named.items()]
+    student = meta_student(settings)
+    both = []
+    for name, chosen in named.items():
+        lengths_N = np.array([len(ids) for ids in tokenizing(chosen)])
+        flops = operations(student, settings.first_shown, lengths_N)
+        both.append(Workload(name, chosen, int(lengths_N.sum()), flops))
+    return both
 
 
 def windows(texts: Sequence[str], tokenizing: Tokenizing, rows: int) -> list[str]:
@@ -139,14 +145,6 @@ def with_tokens(texts: Sequence[str], tokenizing: Tokenizing, tokens: int) -> li
     totals = np.cumsum([len(ids) for ids in tokenizing(texts)])
     rounds, rest = divmod(tokens, int(totals[-1]))
     return list(islice(cycle(texts), rounds * len(texts) + int(np.searchsorted(totals, rest)) + 1))
-
-
-def as_workload(settings: StudentSettings, name: str, texts: list[str], tokenizing: Tokenizing) -> Workload:
-    """Count tokens and operations."""
-    lengths_N = np.array([len(ids) for ids in tokenizing(texts)])
-    return Workload(
-        name, texts, int(lengths_N.sum()), operations(meta_student(settings), settings.first_shown, lengths_N)
-    )
 
 
 def operations(student: Student, dim: int, lengths_N: np.ndarray) -> float:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import time
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from functools import partial
 
@@ -18,7 +18,6 @@ from benchmarks.distill_workload import Workload
 from benchmarks.lone_trainer import WARM_UP_STEPS, lone_worker, run_steps
 from jasper_ray.corpus.order import Visit, plan_visits
 from jasper_ray.corpus.prepare import prepare as prepare_data
-from jasper_ray.corpus.shards import Shard
 from jasper_ray.corpus.texts import TEXTS
 from jasper_ray.distill.run import stream_rows
 from jasper_ray.distill.students import write_start
@@ -92,7 +91,8 @@ def label_alone(workload: Workload, number: int, rows: int) -> dict[str, float]:
     label = LabelShard(teacher, None)
     torch.set_num_threads(workload.threads)
     read = ReadShard(workload.corpus)
-    batches = [read(as_batch(whole_visit(shard))) for shard in workload.shards(rows)]
+    whole = [Visit(shard.file, shard.sha256, shard.rows, 0, 0, shard.rows, 0) for shard in workload.shards(rows)]
+    batches = [read(as_batch(visit)) for visit in whole]
     label({name: column[:WARM_UP_ROWS] for name, column in batches[0].items()})
     ready = time.perf_counter()
     labelled = [label(batch) for batch in batches]
@@ -111,12 +111,12 @@ def train_alone(workload: Workload, rows: int, passes: int) -> dict[str, float]:
     job = stage_job(workload, rows * passes)
     student, tokenizer, card = load_student_folder(job.start)
     plan = {"seed": job.seed, "batch_size": workload.stage.batch_size, "first_step": 0, "last_step": job.total_steps}
-    blocks = cached_blocks(workload, plan_visits(workload.shards(rows), **plan))
+    batches = list(cached_batches(workload, plan_visits(workload.shards(rows), **plan)))
     warm_up = min(WARM_UP_STEPS, job.total_steps - 1)
     with lone_worker(job, student, torch.device("cpu"), workload.threads) as worker:
         from jasper_ray.training.loop import micro_batches
 
-        stream = micro_batches(job, tokenizer, card, iter(blocks))
+        stream = micro_batches(job, tokenizer, card, iter(batches))
         run_steps(worker, stream, 0, warm_up)
         ready = time.perf_counter()
         seconds = run_steps(worker, stream, warm_up, job.total_steps)
@@ -124,28 +124,16 @@ def train_alone(workload: Workload, rows: int, passes: int) -> dict[str, float]:
     return {"texts_per_s": texts / seconds, "start_up_s": ready - began}
 
 
-def cached_blocks(workload: Workload, planned: Iterable[Visit]) -> list[Batch]:
-    """Read the labelled rows of the visits in training order, as micro-batches; shards hold whole ones."""
+def cached_batches(workload: Workload, planned: Iterable[Visit]) -> Iterator[Batch]:
+    """Read the visits as a stage's pipeline does, with targets from the cache, as whole micro-batches."""
     rows = workload.stage.micro_rows
-    blocks = [labelled_rows(workload, visit) for visit in planned]
-    return [
-        {name: column[first : first + rows] for name, column in block.items()}
-        for block in blocks
-        for first in range(0, len(block["id"]), rows)
-    ]
-
-
-def labelled_rows(workload: Workload, visit: Visit) -> Batch:
-    """Read a visit as a stage's pipeline does, with targets from the cache."""
-    batch = ReadShard(workload.corpus)(as_batch(visit))
-    for teacher in workload.recipe.teachers:
-        batch = ReadTargets(teacher.name, TargetCache(workload.targets(teacher.name)))(batch)
-    return arrange(batch)
-
-
-def whole_visit(shard: Shard) -> Visit:
-    """Visit all rows of a shard."""
-    return Visit(shard.file, shard.sha256, shard.rows, 0, 0, shard.rows, 0)
+    for visit in planned:
+        batch = ReadShard(workload.corpus)(as_batch(visit))
+        for teacher in workload.recipe.teachers:
+            batch = ReadTargets(teacher.name, TargetCache(workload.targets(teacher.name)))(batch)
+        batch = arrange(batch)
+        for first in range(0, len(batch["id"]), rows):
+            yield {name: column[first : first + rows] for name, column in batch.items()}
 
 
 def as_batch(visit: Visit) -> Batch:

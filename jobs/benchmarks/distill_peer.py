@@ -22,7 +22,7 @@ from jasper_ray.config import ConfigError
 from jasper_ray.teachers import SentenceTransformerTeacher, Teacher
 
 if TYPE_CHECKING:
-    from sentence_transformers import SentenceTransformer, SentenceTransformerTrainingArguments
+    from sentence_transformers import SentenceTransformerTrainingArguments
 
 
 def check_installed() -> None:
@@ -96,7 +96,9 @@ def fit(workload: Workload, texts: list[str], target_NE: np.ndarray, passes: int
     from sentence_transformers.sentence_transformer.losses import EmbedDistillLoss
 
     student = SentenceTransformer(str(workload.start), device="cpu")
-    without_dropout(student)
+    for module in student.modules():
+        if isinstance(module, torch.nn.Dropout):  # our stage trains without it
+            module.p = 0.0
     trainer = SentenceTransformerTrainer(
         model=student,
         args=arguments(workload, passes),
@@ -135,10 +137,3 @@ def arguments(workload: Workload, passes: int) -> SentenceTransformerTrainingArg
         seed=workload.recipe.seed,
         **quiet,
     )
-
-
-def without_dropout(student: SentenceTransformer) -> None:
-    """Turn dropout off, as in our stage."""
-    for module in student.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0

@@ -62,7 +62,10 @@ def benchmark_embed_device(recipe: Recipe, tokens: int | None, rows: int, device
 
 
 def measure(workload: Workload, folder: str, device: str, peak: float) -> Records:
-    """Measure each side on the same texts; `times` is the speed relative to the first."""
+    """Measure each side on the same texts; `times` is the speed relative to the first.
+
+    Padding counts neither as tokens nor as operations.
+    """
     sides: dict[str, Callable[[str, list[str], str], Record]] = {
         "sentence-transformers bfloat16": partial(embed_by_peer, dtype="bfloat16"),
         "sentence-transformers float32": partial(embed_by_peer, dtype="float32"),
@@ -71,23 +74,24 @@ def measure(workload: Workload, folder: str, device: str, peak: float) -> Record
     records: Records = []
     for side, embed in sides.items():
         record = in_fresh_process(embed, folder, workload.texts, device)
-        records.append({"texts": workload.name, "way": side, **record, **speeds(workload, record["seconds"], peak)})
-        logger.info("%s, %s: %s tokens/s", workload.name, side, f"{records[-1]['tokens_per_s']:,.0f}")
+        tokens_per_s = workload.tokens / record["seconds"]
+        tflops = workload.operations / record["seconds"] / 1e12
+        records.append(
+            {
+                "texts": workload.name,
+                "way": side,
+                **record,
+                "rows": len(workload.texts),
+                "tokens": workload.tokens,
+                "rows_per_s": len(workload.texts) / record["seconds"],
+                "tokens_per_s": tokens_per_s,
+                "tflops": tflops,
+                "peak_tflops": peak,
+                "share_of_peak": tflops / peak,
+            }
+        )
+        logger.info("%s, %s: %s tokens/s", workload.name, side, f"{tokens_per_s:,.0f}")
     return [{**record, "times": records[0]["seconds"] / record["seconds"]} for record in records]
-
-
-def speeds(workload: Workload, seconds: float, peak: float) -> dict[str, float]:
-    """Compute the speeds; padding counts neither as tokens nor as operations."""
-    reached = workload.operations / seconds / 1e12
-    return {
-        "rows": len(workload.texts),
-        "tokens": workload.tokens,
-        "rows_per_s": len(workload.texts) / seconds,
-        "tokens_per_s": workload.tokens / seconds,
-        "tflops": reached,
-        "peak_tflops": peak,
-        "share_of_peak": reached / peak,
-    }
 
 
 def embed_by_us(folder: str, texts: list[str], device: str, dtype: Dtype = "bfloat16") -> Record:

@@ -61,12 +61,18 @@ def run(model: str, rows: int) -> Record:
     finished: list[Done] = []
     with tempfile.TemporaryDirectory() as folder:
         corpus = Path(folder) / "lines.txt"
-        write_short_lines(corpus, rows)
+        short = [" ".join(line.split()[:WORDS]) for line in mixed_lines(50_000)]
+        with corpus.open("w", encoding="utf-8") as file:
+            file.writelines(f"{row}: {short[row % len(short)]}\n" for row in range(rows))
         settings = EmbedSettings(model=model, inputs=(str(corpus),))
         reset_peak_memory()
         with PeakStoreUse() as store:
             manifest = embed_corpus(settings, f"{folder}/out", finished.append)
-        chunks = [with_times(done, Path(folder) / "out" / VECTORS) for done in finished]
+        chunks = []
+        for done in finished:
+            written = (Path(folder) / "out" / VECTORS / done.record.name).stat().st_mtime
+            began = written - done.seconds
+            chunks.append(TimedChunk(done.actor, done.record.rows, done.read_at or 0.0, began, written))
     assert manifest.work
     steady = while_all_work(chunks)
     speeds = by_tenths(steady)
@@ -81,20 +87,6 @@ def run(model: str, rows: int) -> Record:
         "driver_mib": peak_mib(),
         "store_mib": store.peak_mib,
     }
-
-
-def with_times(done: Done, folder: Path) -> TimedChunk:
-    """Add the time at which the chunk's file of vectors was written."""
-    assert done.read_at
-    written = (folder / done.record.name).stat().st_mtime
-    return TimedChunk(done.actor, done.record.rows, done.read_at, written - done.seconds, written)
-
-
-def write_short_lines(path: Path, rows: int) -> None:
-    """Write distinct lines: a number, and the first words of a real line."""
-    lines = [" ".join(line.split()[:WORDS]) for line in mixed_lines(50_000)]
-    with path.open("w", encoding="utf-8") as file:
-        file.writelines(f"{row}: {lines[row % len(lines)]}\n" for row in range(rows))
 
 
 def while_all_work(chunks: Sequence[TimedChunk]) -> list[TimedChunk]:

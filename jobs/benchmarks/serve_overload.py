@@ -7,7 +7,7 @@ import resource
 from collections.abc import Sequence
 
 from benchmarks.harness import MODEL, THREADS, Benchmark, Option, Record, Records
-from benchmarks.http_clients import BUSY, OK, Address, Flood, closed_loop, open_loop
+from benchmarks.http_clients import BUSY, OK, Address, closed_loop, open_loop
 from benchmarks.serve import LINES, short_lines
 from benchmarks.servers import PeakMemory, our_server
 from jasper_ray.serving.settings import Limits
@@ -34,7 +34,10 @@ def benchmark_overload(model: str, threads: int, seconds: float, precision: Dtyp
 def overload(
     address: Address, pid: int, requests: Sequence[bytes], seconds: float, queue_s: float, calm_s: float = CALM_S
 ) -> Record:
-    """Measure a running server before, during and after a flood of `seconds`."""
+    """Measure a running server before, during and after a flood of `seconds`.
+
+    Requests that still wait when the flood ends are in no count.
+    """
     lone = asyncio.run(closed_loop(address, requests, 1, calm_s, calm_s / 4))
     before = asyncio.run(closed_loop(address, requests, CLIENTS, calm_s, calm_s / 2))
     with PeakMemory(pid) as memory:
@@ -43,20 +46,6 @@ def overload(
     return {
         "before_per_s": before.per_s,
         "asked_per_s": TIMES * before.per_s,
-        **flood_figures(flood),
-        "other": sum(tally.unexpected for tally in (lone, before, flood, after)),
-        "bound_s": queue_s + lone.percentile(0.99),
-        "before_mib": memory.before_mib,
-        "peak_mib": memory.peak_mib,
-        "all_mib": memory.all_mib,
-        "after_per_s": after.per_s,
-        "after_share": after.per_s / before.per_s if before.per_s else None,
-    }
-
-
-def flood_figures(flood: Flood) -> Record:
-    """Count the flood's replies; requests that still waited at the end are in no count."""
-    return {
         "sent": flood.sent,
         "unsent": flood.unsent,
         "answered": flood.statuses[OK],
@@ -66,6 +55,13 @@ def flood_figures(flood: Flood) -> Record:
         "p50_s": flood.percentile(0.5),
         "p99_s": flood.percentile(0.99),
         "refused_p99_ms": 1000 * flood.percentile(0.99, BUSY),
+        "other": sum(tally.unexpected for tally in (lone, before, flood, after)),
+        "bound_s": queue_s + lone.percentile(0.99),
+        "before_mib": memory.before_mib,
+        "peak_mib": memory.peak_mib,
+        "all_mib": memory.all_mib,
+        "after_per_s": after.per_s,
+        "after_share": after.per_s / before.per_s if before.per_s else None,
     }
 
 
