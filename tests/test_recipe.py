@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pkgutil
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,12 @@ import yaml
 from small_run import LOSSES, recipe_values, stage
 
 from jasper_ray.config import ConfigError
+from jasper_ray.distill.plan import StageData
 from jasper_ray.models.student import meta_student
 from jasper_ray.recipe import dump_recipe, load_recipe, parse_recipe, read_yaml, shipped_recipes
 from jasper_ray.recipe.checks import check_patterns
 from jasper_ray.recipe.dry_run import SPARE_CPUS, least_resources, trained_parameters
+from jasper_ray.recipe.stage import DATA_KINDS
 
 
 @pytest.fixture
@@ -84,6 +87,7 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
     ("repeated teacher", {"teachers.1.name": "a"}, r"teachers: the name 'a' appears more than once"),
     ("repeated head", {"student.heads": [48, 48]}, r"student\.heads is \[48, 48\]; sizes must .* each appear once"),
     ("unknown choice", {"stages.0.precision": "fp8"}, r"stages\.0\.precision: .*'fp32' or 'bf16'; found 'fp8'"),
+    ("unknown data", {"stages.0.data": "audio"}, r"stages\.0\.data: expected texts or images; found 'audio'"),
     ("unknown targets", {"targets": {"type": "stored"}}, r"targets: .*'live', 'cached'"),
     ("batch does not divide", {"stages.0.micro_batch_size": 5}, r"stage 'first': batch_size 16 is no multiple"),
     ("too small for relations", {"stages.0.micro_batch_size": 2}, r"stage 'first': .*at least 3 rows"),
@@ -190,3 +194,11 @@ def test_a_missing_file_is_told(tmp_path: Path) -> None:
 def test_an_unknown_name_lists_the_known_ones() -> None:
     with pytest.raises(ConfigError, match="no shipped recipe 'jasper'; there are jasper-2b, minilm-mpnet, quickstart"):
         load_recipe("jasper")
+
+
+def test_every_data_kind_names_the_class_that_does_its_work_and_a_key_of_the_recipe() -> None:
+    recipe = load_recipe("quickstart")
+    for name, kind in DATA_KINDS.items():
+        assert issubclass(pkgutil.resolve_name(kind.work), StageData)
+        assert recipe.rows_of(name).sources
+        assert kind.pools(recipe)

@@ -12,6 +12,7 @@ from small_run import recipe_values, stage
 
 from jasper_ray.atomic import write_text
 from jasper_ray.config import ConfigError
+from jasper_ray.distill.preflight import preflight
 from jasper_ray.recipe import Recipe, parse_recipe
 from jasper_ray.run_folder import RunFolder, StageFolder, publish, stage_fingerprints
 
@@ -122,6 +123,17 @@ def recipe_like(values: dict[str, Any], *stages: str) -> dict[str, Any]:
     student = {key: value for key, value in values["student"].items() if key != "vision"}
     kept = {key: value for key, value in values.items() if key != "images"}
     return {**kept, "student": student, "stages": [stage(name) for name in stages]}
+
+
+def test_a_recipe_is_checked_before_anything_is_written(values: dict[str, Any], tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "run")
+    checked = preflight(recipe(values), run)
+    assert (checked.sets, list(checked.weights)) == ((), ["none", "none"])
+    assert list(run.path.iterdir()) == []
+    values["corpus"]["sources"][0]["path"] = str(tmp_path / "missing.txt")
+    with pytest.raises(ConfigError, match=r"missing\.txt"):
+        preflight(recipe(values), RunFolder(tmp_path / "other"))
+    assert not (tmp_path / "other").exists()
 
 
 def test_a_run_folder_says_what_runs_in_it(values: dict[str, Any], tmp_path: Path) -> None:
