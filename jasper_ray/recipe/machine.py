@@ -13,9 +13,9 @@ from jasper_ray.recipe.schema import Recipe
 from jasper_ray.resources import TeacherPool, decided_gpus
 from jasper_ray.vectors import Dtype, Precision
 
-LONG = {"auto": "auto", "fp32": "float32", "bf16": "bfloat16"}
+LONG: dict[str, Precision] = {"auto": "auto", "fp32": "float32", "bf16": "bfloat16"}
 """Names that the precisions of a stage have everywhere else."""
-SHORT = {long: short for short, long in LONG.items()}
+SHORT: dict[str, str] = {long: short for short, long in LONG.items()}
 
 
 class Part(NamedTuple):
@@ -50,15 +50,15 @@ class Decision(NamedTuple):
 
 def parts(recipe: Recipe) -> list[Part]:
     """List the parts of a recipe that compute in a precision."""
-    known = [(teacher, getattr(teacher, "dtype", None)) for teacher in recipe.teachers]  # one kind has no weights
-    found = [Part(f"teacher {t.name}", dtype, t.pool.gpus_per_copy > 0, False) for t, dtype in known if dtype]
-    if recipe.images:
-        found.append(Part("captions", recipe.images.dtype, recipe.images.pool.gpus_per_copy > 0, False))
-    found += [
-        Part(f"stage {stage.name}", LONG[stage.precision], stage.gpus > 0, True)  # type: ignore[arg-type]
-        for stage in recipe.stages
+    encoders: dict[str, Any] = {
+        f"teacher {teacher.name}": teacher for teacher in recipe.teachers if hasattr(teacher, "dtype")
+    }
+    encoders |= {"captions": recipe.images} if recipe.images else {}
+    return [
+        *(Part(name, each.dtype, each.pool.gpus_per_copy > 0, False) for name, each in encoders.items()),
+        *(Part(f"stage {s.name}", LONG[s.precision], s.gpus > 0, True) for s in recipe.stages),
+        Part("measuring", recipe.evaluation.precision, recipe.stages[0].gpus > 0, False),
     ]
-    return [*found, Part("measuring", recipe.evaluation.precision, recipe.stages[0].gpus > 0, False)]
 
 
 def with_precisions(recipe: Recipe, chosen: Mapping[str, Dtype]) -> Recipe:

@@ -120,7 +120,7 @@ class Progress:
         self.name = name
         self.unit = unit
         self.total_steps = total_steps
-        self.shown = last_step(metrics)
+        self.last_logged = last_step(metrics)
         self.began = time.monotonic()
         self.first = True
 
@@ -131,21 +131,25 @@ class Progress:
     def fresh_line(self) -> str | None:
         """Describe the steps since the last line, if there are any."""
         records = newest_records(self.metrics)
-        if records and records[-1]["step"] < self.shown:  # workers went back to a checkpoint
-            self.shown = records[-1]["step"] - 1
-        fresh = [record for record in records if record["step"] > self.shown]
+        if records and records[-1]["step"] < self.last_logged:  # workers went back to a checkpoint
+            self.last_logged = records[-1]["step"] - 1
+        fresh = [record for record in records if record["step"] > self.last_logged]
         if not fresh:
             return None
-        self.shown = fresh[-1]["step"]
+        self.last_logged = fresh[-1]["step"]
         self.began = time.monotonic()
         self.first = False
         return progress_line(self.name, self.unit, fresh, self.total_steps)
 
     def waiting_for(self) -> str:
         """Name the work between two steps."""
-        if self.shown + 1 == self.total_steps:
+        if self.last_logged + 1 == self.total_steps:
             return "writing the student"
-        return "waiting for the first batch" if self.first else f"working on step {self.shown + 2}/{self.total_steps}"
+        return (
+            "waiting for the first batch"
+            if self.first
+            else f"working on step {self.last_logged + 2}/{self.total_steps}"
+        )
 
 
 def last_step(metrics: Path) -> int:
