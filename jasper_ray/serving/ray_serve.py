@@ -10,10 +10,13 @@ import importlib.util
 import logging
 import math
 import os
+import random
 import shutil
 import socket
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+from jasper_ray.config import ConfigError
 from jasper_ray.serving.settings import Copies
 
 if TYPE_CHECKING:
@@ -76,13 +79,22 @@ def has_haproxy() -> bool:
     return False
 
 
+BELOW_CLIENTS = range(20_000, 32_768)
+"""Linux gives clients' connections the ports above these, so none of them takes a port between its choice and its use."""
+
+
 def free_ports(count: int) -> list[int]:
-    """Find free ports of the loopback address."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
+    """Choose ports that are free on all addresses, at random: two servers that start at once choose others."""
+    found: list[int] = []
+    for port in random.sample(BELOW_CLIENTS, len(BELOW_CLIENTS)):
+        with suppress(OSError), socket.create_server(("", port)):
+            found.append(port)
+        if len(found) == count:
+            return found
+    raise ConfigError(
+        f"{count} free ports are needed, but of {BELOW_CLIENTS.start} to {BELOW_CLIENTS.stop - 1} "
+        f"only {len(found)} are free; end servers that are not needed"
+    )
 
 
 # ---- Autoscaling ----
