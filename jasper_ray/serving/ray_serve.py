@@ -80,7 +80,7 @@ def has_haproxy() -> bool:
 
 
 BELOW_CLIENTS = range(20_000, 32_768)
-"""Linux gives clients' connections the ports above these, so none of them takes a port between its choice and its use."""
+"""Linux gives clients' connections the ports above these, so none of them takes a port before it is used."""
 
 
 def free_ports(count: int) -> list[int]:
