@@ -20,8 +20,8 @@ from jasper_ray.config import ConfigError
 from jasper_ray.losses import cosine_loss, relative_similarity_loss, similarity_loss
 from jasper_ray.losses.objective import HeadLosses, Objective, Reduction, Scope
 
-PAPER = HeadLosses(cosine=10, similarity=200, relative_similarity=20)
-RELATIONAL = HeadLosses(similarity=200, relative_similarity=20, margin=0.1)
+PAPER = HeadLosses.model_validate({"cosine": 10, "similarity": 200, "relative_similarity": 20})
+RELATIONAL = HeadLosses.model_validate({"similarity": 200, "relative_similarity": 20, "margin": 0.1})
 HEADS = {16: PAPER, 6: RELATIONAL}
 WORKERS = 2
 
