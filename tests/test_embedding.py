@@ -587,7 +587,7 @@ def test_wrong_options_are_told_in_a_sentence(options: list[str], told: str) -> 
 def test_what_is_not_said_of_the_pool_is_left_to_the_cluster() -> None:
     def pool(*words: str) -> dict[str, Any] | None:
         found = settings_of(command_line().parse_args([*NEEDED, *words])).pool
-        return found and found.model_dump(exclude_unset=True)
+        return found.model_dump(exclude_unset=True) if found else None
 
     assert pool() is None
     assert pool("--threads", "4") == {"threads": 4}

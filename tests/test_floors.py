@@ -60,7 +60,7 @@ def test_help_loads_nothing_heavy(words: list[str]) -> None:
 
 def test_a_command_without_its_extra_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
     lines = ["numpy>=1", "ray[serve]>=2; extra == 'serve'", 'no-such-package>=1; extra == "serve"']
-    monkeypatch.setattr(options.metadata, "requires", lambda name: lines)
+    monkeypatch.setattr("importlib.metadata.requires", lambda name: lines)
     options.require("embed")
     with pytest.raises(ConfigError, match=r"no-such-package is not installed.*: pip install 'jasper-ray\[serve\]'"):
         options.require("serve")
