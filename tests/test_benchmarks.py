@@ -92,10 +92,7 @@ def test_both_ways_get_one_head_and_cosine_alone() -> None:
     assert cut.student.heads == (1152,)
     assert len(cut.stages) == 1
     assert cut.teachers == recipe.teachers
-    losses = cut.stages[0].losses[1152]
-    assert losses.cosine
-    assert not losses.similarity
-    assert not losses.relative_similarity
+    assert list(cut.stages[0].losses[1152].weighed()) == ["cosine"]
     assert cut.stages[0].train == ("*",)
     assert cut.corpus.holdout == 0
 

@@ -72,7 +72,7 @@ def benchmark_distill(recipe: Recipe, rows: int, rounds: int, threads: int) -> R
         ConfigError: the corpus has fewer than `rows` texts, or a package that the usual way needs is missing.
     """
     distill_peer.check_installed()
-    recipe = in_precisions(recipe, {}, measuring(alone=True))
+    recipe = in_precisions(recipe, {}, measuring(is_local=True))
     short, long, shard_rows = sizes(rows, recipe.corpus.shard_rows, last_on_texts(recipe).batch_size)
     stored = ((long, PASSES[0]), (long, PASSES[1]))
     sides = (

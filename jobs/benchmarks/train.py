@@ -51,7 +51,7 @@ def benchmark_train(
     """
     if steps < 1:
         raise ConfigError(f"--steps is {steps}, but at least one step must be timed")
-    recipe = in_precisions(recipe, {}, measuring(alone=True))
+    recipe = in_precisions(recipe, {}, measuring(is_local=True))
     student = without_download(recipe.student)
     tokens = tokens or student.max_length
     stages = [on_one_worker(stage, batch or stage.micro_rows, steps) for stage in recipe.stages]
