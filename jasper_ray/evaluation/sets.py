@@ -67,7 +67,7 @@ def load_sets(path: str | Path) -> tuple[EvaluationSet, ...]:
     entries = _read_yaml(path)
     if not isinstance(entries, list) or not entries:
         raise ConfigError(f"{path} holds {str(entries)[:60]!r}, expected a YAML list of evaluation sets")
-    listed = create_model("Listed", __base__=Settings, sets=(tuple[union_of_sets(), ...], ...))
+    listed = create_model("Listed", __base__=Settings, sets=(tuple[union_of_sets(), ...], ...))  # type: ignore[arg-type, misc]
     try:
         sets = listed.model_validate({"sets": entries}).sets  # type: ignore[attr-defined]
     except ValidationError as error:

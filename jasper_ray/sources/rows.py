@@ -184,13 +184,13 @@ def whole_lines(stream: pa.NativeFile) -> Iterator[bytes]:
         yield last
 
 
-def json_objects(lines: Iterable[tuple[int, str]], utf8: bool = False) -> Iterator[tuple[int, dict[str, Any] | Fault]]:
+def json_objects(lines: Iterable[tuple[int, str]], utf8: bool = False) -> Iterator[tuple[int, dict[Any, Any] | Fault]]:
     """Yield the JSON object of each line; `utf8` as in `records`."""
     for number, text in lines:
         yield number, NOT_UTF8 if utf8 and is_escaped(text) else _json_object(text)
 
 
-def _json_object(text: str) -> dict[str, Any] | Fault:
+def _json_object(text: str) -> dict[Any, Any] | Fault:
     if not text.strip():
         return Fault("empty")
     try:

@@ -53,10 +53,10 @@ class RowFile(Protocol):
 
 
 def read_rows(file: RowFile, columns: Columns, first: int = 0, offset: int = 0) -> Iterator[tuple[int, pa.Table]]:
-    """Yield every row of a file from about row `first` on, as the number of a table's first row and the table.
+    """Yield the rows of a file as tables, each with the number of its first row; the first table holds row `first`.
 
-    A table has the copied columns and `TEXT`, `REASON`, `DETAIL`; the first one holds row `first`. `offset` is the byte
-    at which that row begins in an uncompressed file of lines.
+    A table has the copied columns and `TEXT`, `REASON`, `DETAIL`. `offset` is the byte at which row `first` begins
+    in an uncompressed file of lines.
 
     Raises:
         ConfigError: the file is damaged, or has no such column.
@@ -68,8 +68,8 @@ def read_rows(file: RowFile, columns: Columns, first: int = 0, offset: int = 0) 
                 yield from _parquet_rows(stream, columns, first, is_local(file))
             return
         with open_stream(file, offset) as stream:
-            start = {"line": first + 1} if offset else {"skip": first}
-            rows = records(stream, file.format, [columns.text, *columns.copied], **start)
+            line, skip = (first + 1, 0) if offset else (1, first)
+            rows = records(stream, file.format, [columns.text, *columns.copied], line=line, skip=skip)
             for batch in batches(rows, READ_ROWS):
                 yield first, _record_table([row for _, row in batch], columns)
                 first += len(batch)
