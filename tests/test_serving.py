@@ -41,7 +41,7 @@ from jasper_ray.serving.deployment import Server
 from jasper_ray.serving.engine import Engine
 from jasper_ray.serving.errors import Refusal, safe_traceback
 from jasper_ray.serving.inputs import Cut, ImageInput, Input, Prepared, TextInput, TokenInput
-from jasper_ray.serving.keys import EVERYONE, Key, Keys, Ledger, charge, digest_of, keys_in, new_key
+from jasper_ray.serving.keys import EVERYONE, Key, Keys, Ledger, charge, digest_of, new_key, parse_keys
 from jasper_ray.serving.load import open_service
 from jasper_ray.serving.metrics import Metrics, merged
 from jasper_ray.serving.model import Model
@@ -684,7 +684,7 @@ def key_file(path: Path, **secrets: str) -> Path:
 
 
 def test_keys_come_from_a_file_and_from_settings(tmp_path: Path) -> None:
-    given = keys_in(" web:abcdefghijklmnop , job:0123456789abcdef,")
+    given = parse_keys(" web:abcdefghijklmnop , job:0123456789abcdef,")
     known = Keys(str(key_file(tmp_path / "keys.yaml", search="secret-of-search")), given, open_=False)
     for secret, name in (("secret-of-search", "search"), ("abcdefghijklmnop", "web"), ("0123456789abcdef", "job")):
         assert known.caller(f"Bearer {secret}").name == name
@@ -695,7 +695,7 @@ def test_keys_come_from_a_file_and_from_settings(tmp_path: Path) -> None:
     assert Keys(None, {}, open_=True).caller(None) is EVERYONE
     assert len({new_key() for _ in range(100)}) == 100
     with pytest.raises(ConfigError, match="NAME:KEY with a key of at least 16 characters") as caught:
-        keys_in("web:short")
+        parse_keys("web:short")
     assert "short" not in str(caught.value)
 
 

@@ -64,12 +64,12 @@ def settings_of(options: argparse.Namespace, environment: Mapping[str, str]) -> 
     Raises:
         ConfigError: an option's value is wrong, or the address is open and no key was given.
     """
-    from jasper_ray.serving.keys import keys_in
+    from jasper_ray.serving.keys import parse_keys
 
     values = fields_of(options, ServeSettings)
     if "model" not in values:
         raise ConfigError("--model is missing; give a student folder, such as runs/quickstart/student")
-    keys = keys_in(environment.get(KEYS_VARIABLE, ""))
+    keys = parse_keys(environment.get(KEYS_VARIABLE, ""))
     guarded = bool(keys or values.get("keys_file"))
     if not (guarded or values.get("open") or options.host in LOOPBACK):
         raise ConfigError(

@@ -153,7 +153,7 @@ def new_key() -> str:
     return f"jr-{secrets.token_urlsafe(32)}"
 
 
-def keys_in(text: str) -> dict[str, str]:
+def parse_keys(text: str) -> dict[str, str]:
     """Parse `name:key,name:key`, the form of an environment variable; return hashes by name.
 
     Raises:
