@@ -438,7 +438,7 @@ def test_a_key_over_its_tokens_waits_as_it_is_told(up: Up) -> None:
         client.embeddings.create(input="a", model="small")
     assert float(caught.value.response.headers["retry-after-ms"]) > 1000
     up.post("/embed", inputs="a")
-    bucket = up.service.ledger._buckets["slow"]  # type: ignore[attr-defined]
+    bucket = up.service.ledger._buckets["slow"]
     bucket.left, bucket.at_s = -5.0, time.monotonic()
     began = bucket.at_s
     client.with_options(max_retries=3).embeddings.create(input="a", model="small")
