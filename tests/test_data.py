@@ -16,9 +16,9 @@ import pytest
 from pydantic import ValidationError
 
 from jasper_ray.config import ConfigError
+from jasper_ray.corpus.kinds import Row
 from jasper_ray.corpus.prepare import choice_bounds, kept_shares, merge_smallest
 from jasper_ray.corpus.settings import Augmentation, Corpus
-from jasper_ray.corpus.sharding import Row
 from jasper_ray.corpus.shards import SHARD_SCHEMA, CorpusManifest, content_hash, load_manifest, read_shard, write_shard
 from jasper_ray.corpus.texts import (
     augment,

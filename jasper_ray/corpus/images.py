@@ -18,8 +18,8 @@ import pyarrow as pa
 import ray.data
 
 from jasper_ray.config import ConfigError
+from jasper_ray.corpus.kinds import PARTS, DataKind, Plan, Row, SourceTask, Written
 from jasper_ray.corpus.settings import Images
-from jasper_ray.corpus.sharding import PARTS, DataKind, Plan, Row, Written
 from jasper_ray.corpus.shards import PAIR_SHARD_SCHEMA, REJECTED, PairManifest, PairSourceCount
 from jasper_ray.images.decode import fault
 from jasper_ray.sources.files import SourceFiles
@@ -56,18 +56,14 @@ class ImageKind(DataKind[Images, PairManifest]):
         scanned = paths.map_batches(scan_batch, fn_kwargs=kwargs, batch_size=1, batch_format="pyarrow")
         return scanned.repartition(target_num_rows_per_block=BLOCK_ROWS)
 
-    def count(
-        self, batch: pa.Table, plan: Plan[Images], files: SourceFiles, source: int
-    ) -> tuple[Counter[str], np.ndarray]:
-        return Counter(read=len(batch)), choices(fill_pairs(batch, files), plan.seed)
+    def count(self, batch: pa.Table, task: SourceTask[Images]) -> tuple[Counter[str], np.ndarray]:
+        return Counter(read=len(batch)), choices(fill_pairs(batch, task.files), task.seed)
 
-    def rows(
-        self, batch: pa.Table, plan: Plan[Images], files: SourceFiles, source: int, parts: tuple[str, ...]
-    ) -> list[Row]:
-        pairs = fill_pairs(batch, files)
-        if plan.bounds[source] < HASH_END:
-            pairs = pairs.filter(pa.array(choices(pairs, plan.seed) < plan.bounds[source]))
-        return [make_row(pair, plan.settings, source) for pair in pairs.to_pylist()]
+    def rows(self, batch: pa.Table, task: SourceTask[Images]) -> list[Row]:
+        pairs = fill_pairs(batch, task.files)
+        if task.bound < HASH_END:
+            pairs = pairs.filter(pa.array(choices(pairs, task.seed) < task.bound))
+        return [make_row(pair, task.settings, task.index) for pair in pairs.to_pylist()]
 
     def summary(self, plan: Plan[Images], counts: Sequence[Counter[str]], written: Written) -> dict[str, Any]:
         chosen = sum(written.chosen.values())

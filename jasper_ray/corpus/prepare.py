@@ -26,7 +26,8 @@ import pyarrow as pa
 
 from jasper_ray.atomic import atomic_file, write_text
 from jasper_ray.config import ConfigError, Settings, fingerprint, setting_differences
-from jasper_ray.corpus.sharding import DataKind, DataSettings, Plan, write_shards
+from jasper_ray.corpus.kinds import DataKind, DataSettings, Plan, SourceTask
+from jasper_ray.corpus.sharding import write_shards
 from jasper_ray.corpus.shards import (
     MANIFEST,
     REJECTED,
@@ -38,7 +39,6 @@ from jasper_ray.corpus.shards import (
     load_manifest,
 )
 from jasper_ray.ray_runtime import plain_errors
-from jasper_ray.sources.files import SourceFiles
 from jasper_ray.sources.hashing import HASH_END, limit_bound
 
 logger = logging.getLogger(__name__)
@@ -137,10 +137,7 @@ def count_sources(plan: Plan[Any]) -> list[SourceReport]:
 
 def count_source(plan: Plan[Any], index: int) -> SourceReport:
     """Read a source once and report on it."""
-    source = plan.settings.sources[index]
-    reports = plan.kind.scan(source, plan.files[index]).map_batches(
-        count_batch, fn_kwargs=plan.for_tasks(index), batch_size=plan.kind.batch_rows, batch_format="pyarrow"
-    )
+    reports = plan.map_source(index, count_batch)
     counts: Counter[str] = Counter()
 
     def hashes() -> Iterator[np.ndarray]:
@@ -149,14 +146,14 @@ def count_source(plan: Plan[Any], index: int) -> SourceReport:
                 counts.update(json.loads(text))
             yield table["smallest"].combine_chunks().flatten().to_numpy()
 
-    smallest = merge_smallest(hashes(), source.limit or 0)
+    smallest = merge_smallest(hashes(), plan.settings.sources[index].limit or 0)
     return SourceReport(counts, smallest)
 
 
-def count_batch(batch: pa.Table, plan: Plan[Any], files: SourceFiles, source: int) -> pa.Table:
+def count_batch(batch: pa.Table, task: SourceTask[Any]) -> pa.Table:
     """Return one row: the counts of a batch as JSON, and its `limit` smallest choice hashes."""
-    counts, hashes = plan.kind.count(batch, plan, files, source)
-    smallest = np.unique(hashes)[: plan.settings.sources[source].limit or 0]
+    counts, hashes = task.kind.count(batch, task)
+    smallest = np.unique(hashes)[: task.limit or 0]
     return pa.table({"counts": [json.dumps(counts)], "smallest": pa.array([smallest], pa.list_(pa.uint64()))})
 
 

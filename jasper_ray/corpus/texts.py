@@ -17,8 +17,8 @@ import pyarrow as pa
 import ray.data
 from ray.data.datasource import FileBasedDatasource
 
+from jasper_ray.corpus.kinds import DataKind, Plan, Row, SourceTask, Written
 from jasper_ray.corpus.settings import Augmentation, Corpus
-from jasper_ray.corpus.sharding import DataKind, Plan, Row, Written
 from jasper_ray.corpus.shards import SHARD_SCHEMA, CorpusManifest, SourceCount
 from jasper_ray.sources.checks import check_source
 from jasper_ray.sources.files import SourceFiles, find_files
@@ -84,27 +84,17 @@ class TextKind(DataKind[Corpus, CorpusManifest]):
             clean_column, fn_kwargs={"column": source.column}, batch_size=self.batch_rows, batch_format="pyarrow"
         )
 
-    def count(
-        self, batch: pa.Table, plan: Plan[Corpus], files: SourceFiles, source: int
-    ) -> tuple[Counter[str], np.ndarray]:
-        rows, counts = prepare_rows(batch, plan.settings, plan.seed)
+    def count(self, batch: pa.Table, task: SourceTask[Corpus]) -> tuple[Counter[str], np.ndarray]:
+        rows, counts = prepare_rows(batch, task.settings, task.seed)
         counts["bytes"] = sum(ROW_BYTES + len((row.text or "").encode()) for row in rows)
-        limited = plan.settings.sources[source].limit is not None
-        return counts, choice_hashes(rows if limited else [], plan.seed)
+        return counts, choice_hashes(rows if task.limit else [], task.seed)
 
-    def rows(
-        self,
-        batch: pa.Table,
-        plan: Plan[Corpus],
-        files: SourceFiles,
-        source: int,
-        parts: tuple[str, ...],
-    ) -> list[Row]:
-        if parts == ("heldout",):
-            made = heldout_rows(batch, plan.settings)
+    def rows(self, batch: pa.Table, task: SourceTask[Corpus]) -> list[Row]:
+        if task.parts == ("heldout",):
+            made = heldout_rows(batch, task.settings)
         else:
-            made = [row for row in prepare_rows(batch, plan.settings, plan.seed)[0] if row.part in parts]
-        return chosen(made, plan.bounds[source], plan.seed)
+            made = [row for row in prepare_rows(batch, task.settings, task.seed)[0] if row.part in task.parts]
+        return chosen(made, task.bound, task.seed)
 
     def summary(self, plan: Plan[Corpus], counts: Sequence[Counter[str]], written: Written) -> dict[str, Any]:
         sources = tuple(
