@@ -66,7 +66,7 @@ class ImageKind(DataKind[Images, PairManifest]):
         return [make_row(pair, task.settings, task.index) for pair in pairs.to_pylist()]
 
     def summary(self, plan: Plan[Images], counts: Sequence[Counter[str]], written: Written) -> dict[str, Any]:
-        chosen = sum(written.chosen.values())
+        chosen = np.sum(list(written.chosen.values()), axis=0)
         read = [count.get("read", int(chosen[index])) for index, count in enumerate(counts)]
         sources = tuple(
             PairSourceCount(

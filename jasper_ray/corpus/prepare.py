@@ -209,7 +209,8 @@ def check_same(plan: Plan[Any], manifest: CorpusManifest | PairManifest, folder:
         return
     kind = plan.kind
     before = decisive(kind, getattr(manifest, kind.setting), manifest.seed)
-    contents = zip(manifest.sources, plan.files, strict=False)
+    sources: Sequence[SourceCount | PairSourceCount] = manifest.sources
+    contents = zip(sources, plan.files, strict=False)
     changed = [count.name for count, files in contents if count.content != files.content]
     found = setting_differences(before, decisive(kind, plan.settings, plan.seed)) or [
         f"the files of source {', '.join(changed)} have changed"

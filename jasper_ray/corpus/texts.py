@@ -167,9 +167,12 @@ def augment(document: str, row_id: str, augmentation: Augmentation, seed: int) -
     texts = split_into_short_texts(document, row_id, augmentation, seed) if cut else [document]
     if augmentation.shuffle_share == 0:
         return texts
-    ids = [text_id(text) for text in texts]
-    shuffled = [falls_in_share(row_id, augmentation.shuffle_share, seed, "shuffle") for row_id in ids]
-    return [shuffle_words(*pair, seed) if yes else pair[0] for *pair, yes in zip(texts, ids, shuffled, strict=True)]
+    return [
+        shuffle_words(text, text_id(text), seed)
+        if falls_in_share(text_id(text), augmentation.shuffle_share, seed, "shuffle")
+        else text
+        for text in texts
+    ]
 
 
 def split_into_short_texts(text: str, row_id: str, augmentation: Augmentation, seed: int) -> list[str]:

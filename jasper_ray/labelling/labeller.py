@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -31,7 +31,7 @@ from jasper_ray.labelling.target_cache import TargetCache
 from jasper_ray.labelling.tasks import Batch, Decode, ReadShard, ReadTargets, arrange, summary, with_vectors
 from jasper_ray.ray_runtime import configure_data, own_device, repartition_with
 from jasper_ray.resources import Pool
-from jasper_ray.teachers import CaptionTeacher, Teacher
+from jasper_ray.teachers import CaptionEncoder, CaptionTeacher, Teacher, TeacherEncoder
 
 logger = logging.getLogger(__name__)
 
@@ -161,6 +161,7 @@ class LabelShard:
         self.teacher = teacher
         self.cache = cache
         # in a thread: all teachers of a run load side by side
+        self.loading: Future[TeacherEncoder | CaptionEncoder]
         self.loading = ThreadPoolExecutor(1).submit(teacher.open, own_device())
         torch.set_num_threads(teacher.pool.torch_threads)
 
