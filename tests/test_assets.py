@@ -363,7 +363,7 @@ def test_weights_that_are_pickle_alone_are_refused(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(WEIGHTS)
     (tmp_path / "openvino" / "openvino_model.bin").write_bytes(WEIGHTS)  # another runtime's, which nothing here reads
     (tmp_path / "2_Dense" / "pytorch_model.bin").write_bytes(WEIGHTS)
-    with pytest.raises(ConfigError, match=r"2_Dense/pytorch_model\.bin' holds weights as pickle"):
+    with pytest.raises(ConfigError, match=r"2_Dense/pytorch_model\.bin' holds pickled weights"):
         folder_digest(tmp_path)
     (tmp_path / "2_Dense" / "model.safetensors").write_bytes(WEIGHTS)
     assert folder_digest(tmp_path)

@@ -29,7 +29,7 @@ from jasper_ray import load_student
 from jasper_ray.config import ConfigError
 from jasper_ray.models.body import BodySettings
 from jasper_ray.models.student import StudentSettings, build_student, meta_student
-from jasper_ray.models.tokenizing import Tokenizing
+from jasper_ray.models.tokens import Tokenizing
 from jasper_ray.recipe import Recipe, Stage, load_recipe
 from jasper_ray.vectors import least_cosine
 

@@ -241,7 +241,7 @@ def test_cached_targets_are_not_computed_again(job: Job, before: Before) -> None
 
 def test_a_finished_student_is_taught_to_see_in_the_same_folder(job: Job, before: Before) -> None:
     student = load_student(job.run / "student")
-    assert student.sees
+    assert student.accepts_images
     for dim, vectors in student.encode_heads(TEXTS).items():
         np.testing.assert_array_equal(vectors, before.vectors[dim])
     recalled = {record.moment for record in read_scores(job.run / "evaluation.json") if record.metric == "i2t@10"}

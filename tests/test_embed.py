@@ -33,8 +33,8 @@ from jasper_ray.config import ConfigError
 from jasper_ray.embedding import EmbedSettings
 from jasper_ray.embedding.job import embed_corpus
 from jasper_ray.embedding.output import Done
-from jasper_ray.embedding.pools import default_pool, default_readers
-from jasper_ray.embedding.stream import Memory
+from jasper_ray.embedding.plan import default_pool, default_readers
+from jasper_ray.embedding.stream import VectorCache
 from jasper_ray.embedding.verify import verify_corpus
 from jasper_ray.encoders import load_encoder
 from jasper_ray.models.body import BodySettings
@@ -190,7 +190,7 @@ def embedded(finished: Finished, tmp_path: Path) -> Iterator[Finished]:
 
 
 def test_too_many_bad_rows_stop_the_job_and_nothing_is_lost(student: Path, stopped: Finished) -> None:
-    too_many = r"5 of 15 rows were set aside.*rejected says why"
+    too_many = r"5 of 15 rows were rejected.*rejected has the reasons"
     assert re.search(too_many, stopped.told)
     asked = settings(student, stopped.corpus, format="jsonl")
     with pytest.raises(ConfigError, match=too_many):  # trying again does not make it right
@@ -277,7 +277,7 @@ def test_a_text_that_comes_again_is_embedded_once_in_the_whole_job(student: Path
 
 
 def test_memory_is_bounded() -> None:
-    memory = Memory(3 * 8 * 4)
+    memory = VectorCache(3 * 8 * 4)
     keys = [bytes([place]) for place in range(5)]
     memory.add(keys, np.arange(40, dtype=np.float32).reshape(5, 8))
     known, found_KD = memory.lookup(keys[::-1])
@@ -289,7 +289,7 @@ def test_a_file_that_went_before_it_was_finished_is_missed(student: Path, embedd
     next((embedded.output / "vectors").glob("a-*000001.parquet")).unlink()
     (embedded.corpus / "a.txt").rename(tmp_path / "a.txt")
     (embedded.corpus / "b.txt").write_text("good")
-    with pytest.raises(ConfigError, match=r"a.txt is not there any more"):
+    with pytest.raises(ConfigError, match=r"a.txt was removed before"):
         embed_corpus(settings(student, embedded.corpus), str(embedded.output))
 
 
@@ -334,7 +334,7 @@ class Killer:
     def watch(self) -> None:
         while not self.over.wait(0.02):
             if len(list(self.folder.glob("*.parquet"))) >= self.after:
-                self.killed = kill_one("EmbedBlocks")
+                self.killed = kill_one("EmbedChunks")
                 return
 
     def __enter__(self) -> Killer:
@@ -419,7 +419,7 @@ def test_a_node_that_is_lost_costs_nothing_but_time(
         def lose() -> None:
             while not over.wait(0.02):
                 titles = [title(process) for process in psutil.Process().children(recursive=True)]
-                ready = [name for name in titles if "EmbedBlocks" in name and "__init__" not in name]
+                ready = [name for name in titles if "EmbedChunks" in name and "__init__" not in name]
                 begun = len(list((output / "vectors").glob("*.parquet"))) > 3
                 if len(ready) == 2 and begun:  # one on each node
                     cluster.remove_node(second, allow_graceful=False)

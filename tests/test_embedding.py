@@ -24,17 +24,17 @@ from small_student import BASE, small_student
 from jasper_ray.assets import locate
 from jasper_ray.commands.embed import command_line, settings_of
 from jasper_ray.config import ConfigError
-from jasper_ray.embedding.chunks import Preparation, Span, block_name, block_of, plan_spans, read_span, unpack
-from jasper_ray.embedding.files import ScannedFile
-from jasper_ray.embedding.folder import Job, OutputFolder, Resolved
-from jasper_ray.embedding.inputs import list_inputs
-from jasper_ray.embedding.output import BlockWriter, encode_block, parquet, record_in
-from jasper_ray.embedding.scan import Scan, scan
+from jasper_ray.embedding.chunks import Preparation, Span, chunk_name, chunk_of, plan_spans, read_span, unpack
+from jasper_ray.embedding.folder import OutputFolder, Provenance, Resolved
+from jasper_ray.embedding.inputs import Scan, ScannedFile, list_inputs
+from jasper_ray.embedding.output import ChunkWriter, encode_chunk, parquet, record_in
+from jasper_ray.embedding.reading import scan
 from jasper_ray.embedding.settings import EmbedSettings, VectorColumn, vector_column
 from jasper_ray.embedding.store import open_store
-from jasper_ray.encoders import TokenEncoder, load_encoder
+from jasper_ray.encoders import Encoder, load_encoder
+from jasper_ray.encoders.inference import OpenModel
 from jasper_ray.encoders.token_budget import TokenBudget
-from jasper_ray.models.tokenizing import Ids
+from jasper_ray.models.tokens import Ids
 from jasper_ray.sources.files import printable
 from jasper_ray.sources.rows import read_texts
 from jasper_ray.sources.settings import Source
@@ -218,7 +218,7 @@ def test_any_block_can_be_read_without_those_before_it(tmp_path: Path, form: str
     assert (found.rows, found.fault) == (rows, "")
     blocks = range(-(-rows // 4))
     for block in blocks:
-        finished = {block_name(file.known.key, other) for other in blocks if other != block}
+        finished = {chunk_name(file.known.key, other) for other in blocks if other != block}
         [span] = plan_spans(file, found, 4, finished)
         [(number, table)] = read_span(span, columns, 4)
         assert (number, span.rows) == (block, len(table))
@@ -226,7 +226,7 @@ def test_any_block_can_be_read_without_those_before_it(tmp_path: Path, form: str
 
 
 def test_offsets_are_right_beyond_the_first_chunk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("jasper_ray.embedding.scan.CHUNK_BYTES", 7)
+    monkeypatch.setattr("jasper_ray.embedding.reading.READ_BYTES", 7)
     texts = write_lines(tmp_path, "txt", 41)
     [file] = list_inputs(settings(tmp_path))
     found = scan(file, Columns("text", ()), 4)
@@ -246,8 +246,8 @@ def test_a_file_that_cannot_be_read_is_said_to_be_so(tmp_path: Path) -> None:
 
 
 def test_names_of_blocks_can_be_told_apart() -> None:
-    assert block_of(block_name("part-7-0a1b2c3d0a1b2c3d", 12)) == ("part-7-0a1b2c3d0a1b2c3d", 12)
-    assert block_of(block_name("x-0a1b2c3d0a1b2c3d", 12_345_678)) == ("x-0a1b2c3d0a1b2c3d", 12_345_678)
+    assert chunk_of(chunk_name("part-7-0a1b2c3d0a1b2c3d", 12)) == ("part-7-0a1b2c3d0a1b2c3d", 12)
+    assert chunk_of(chunk_name("x-0a1b2c3d0a1b2c3d", 12_345_678)) == ("x-0a1b2c3d0a1b2c3d", 12_345_678)
 
 
 def test_a_folder_of_two_formats_wants_to_be_told_which(tmp_path: Path) -> None:
@@ -261,7 +261,7 @@ def test_a_folder_of_two_formats_wants_to_be_told_which(tmp_path: Path) -> None:
 def test_equal_texts_are_embedded_once_and_each_row_finds_its_own(tmp_path: Path) -> None:
     values: list[str | None] = ["b", "a", None, "b", "", "a", "b"]
     rows = rows_from_parquet(tmp_path, values)
-    block = Preparation(None, True, None, ()).block("n", "f", 100, rows)
+    block = Preparation(None, True, None, ()).chunk("n", "f", 100, rows)
     assert block.texts["text"].to_pylist() == ["b", "a"]
     assert block.kept[TEXT].to_pylist() == [0, 1, 0, 1, 0]
     assert block.kept["id"].to_pylist() == ["f#100", "f#101", "f#103", "f#105", "f#106"]
@@ -281,9 +281,9 @@ def rows_from_parquet(folder: Path, values: Sequence[str | None], **columns: Seq
 def test_long_texts_are_cut_or_set_aside(tmp_path: Path, student: Path) -> None:
     tokenizing = load_encoder(str(student)).tokenizing()
     rows = rows_from_parquet(tmp_path, ["short", "long " * 200, "short", "y " * 50_000])
-    cut = Preparation(tokenizing, True, None, ()).block("n", "f", 0, rows)
+    cut = Preparation(tokenizing, True, None, ()).chunk("n", "f", 0, rows)
     assert max(map(len, cut.texts["text"].to_pylist())) == 64
-    aside = Preparation(tokenizing, False, None, ()).block("n", "f", 0, rows)
+    aside = Preparation(tokenizing, False, None, ()).chunk("n", "f", 0, rows)
     assert aside.kept[TEXT].to_pylist() == [0, 0]
     assert aside.rejected["reason"].to_pylist() == ["too_long", "too_long"]
     assert aside.rejected["detail"][0].as_py() == "202 tokens"
@@ -291,7 +291,7 @@ def test_long_texts_are_cut_or_set_aside(tmp_path: Path, student: Path) -> None:
 
 def test_ids_and_copied_columns_keep_their_types_and_a_row_without_id_is_set_aside(tmp_path: Path) -> None:
     rows = rows_from_parquet(tmp_path, ["a", "b", "c"], key=[7, None, 9], price=[0.5, 1.5, None])
-    block = Preparation(None, True, "key", ("price",)).block("n", "f", 0, rows)
+    block = Preparation(None, True, "key", ("price",)).chunk("n", "f", 0, rows)
     assert block.kept.drop_columns([TEXT]).to_pylist() == [{"key": 7, "price": 0.5}, {"key": 9, "price": None}]
     assert block.kept.schema.field("key").type == pa.int64()
     assert block.rejected["reason"].to_pylist() == ["no_id"]
@@ -313,11 +313,15 @@ def test_any_budget_gives_what_sentence_transformers_gives(
     assert np.abs(found - expected).max() < 2e-6
 
 
-def embedded(encoder: TokenEncoder, texts: Sequence[str], dims: Sequence[int], budget: int) -> dict[int, np.ndarray]:
+def embedded(encoder: Encoder, texts: Sequence[str], dims: Sequence[int], budget: int) -> dict[int, np.ndarray]:
     tokenizing = encoder.tokenizing()
     assert tokenizing
     ids = [np.array(row, np.int32) for row in tokenizing(texts)]
     return TokenBudget(budget).encode(lambda batch: encoder.encode_tokens(batch, dims), ids)[0]
+
+
+def opened(encoder: Encoder, tokens: int) -> OpenModel:
+    return OpenModel(encoder, None, "float32", None, encoder.tokenizing(), TokenBudget(tokens))
 
 
 def test_every_head_comes_from_one_pass(student: Path) -> None:
@@ -344,6 +348,24 @@ def test_a_prompt_that_is_not_pooled_over_is_left_out_of_the_mean(tmp_path: Path
     ids = [np.array(row, np.int32) for row in tokenizing(TEXTS)]
     found = encoder.encode_tokens(ids, encoder.dims, "q")[encoder.dims[0]]
     assert np.abs(found - model.encode(TEXTS, prompt_name="q", normalize_embeddings=True)).max() < 2e-6
+
+
+def test_the_names_of_sentence_transformers_that_its_manual_lacks_are_there(plain: Path) -> None:
+    model = SentenceTransformer(str(plain))
+    first = model[0]
+    assert (first.transformer_task, first.processing_kwargs, first.can_flatten_inputs) == (
+        "feature-extraction",
+        {},
+        False,
+    )
+    assert first.modality_config["text"]["method"] == "forward"
+    assert first.processor is model.tokenizer
+    assert model.preprocess(["text"], prompt="query: find this ")["prompt_length"] == 5
+
+
+def test_readers_do_without_torch() -> None:
+    code = "import sys, jasper_ray.embedding.chunks, jasper_ray.models.tokens; print('torch' in sys.modules)"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "False"
 
 
 def test_tokens_are_filled_up_on_the_side_that_the_tokenizer_says(student: Path) -> None:
@@ -431,10 +453,10 @@ def test_a_file_of_vectors_is_plain_parquet_and_tells_its_own_record(tmp_path: P
     encoder = load_encoder(str(student))
     columns = [vector_column(word) for word in ("96", "32:float16", "32:int8", "96:binary")]
     rows = rows_from_parquet(tmp_path, [*TEXTS, None, TEXTS[0]])
-    block = Preparation(encoder.tokenizing(), True, None, ()).block("a-000000.parquet", "f", 0, rows)
+    block = Preparation(encoder.tokenizing(), True, None, ()).chunk("a-000000.parquet", "f", 0, rows)
     ranges = {32: int8_ranges(encoder.encode(TEXTS, dim=32))}
     store = open_store(str(tmp_path / "out"))
-    done = BlockWriter(encoder, None, columns, ranges, TokenBudget(300), store).embed(block, "me")
+    done = ChunkWriter(opened(encoder, 300), columns, ranges, store).embed(block, "me")
     table = pq.read_table(tmp_path / "out" / "vectors" / block.name)
     assert [str(table.schema.field(column.name).type) for column in columns] == [
         "fixed_size_list<element: float>[96]",
@@ -514,10 +536,10 @@ def test_an_output_that_cannot_be_written_is_said_before_anything_runs(tmp_path:
         open_store(str(tmp_path / "file" / "out"))
 
 
-def job(**changes: Any) -> tuple[Job, EmbedSettings]:
+def job(**changes: Any) -> tuple[Provenance, EmbedSettings]:
     asked = EmbedSettings.model_validate({"model": "m", "inputs": ("x",), **changes})
     resolved = Resolved(prompt="", vectors=(VectorColumn(dim=8),), precision="float32", agreement=None, max_length=64)
-    return Job(model="m", weights="sha256:1", asked=asked.decisive(), resolved=resolved), asked
+    return Provenance(model="m", weights="sha256:1", asked=asked.decisive(), resolved=resolved), asked
 
 
 @pytest.mark.parametrize(
@@ -555,7 +577,7 @@ def test_a_changed_input_file_is_refused_once_its_rows_are_embedded(tmp_path: Pa
 
 def test_a_file_of_vectors_that_is_damaged_is_made_anew(tmp_path: Path) -> None:
     store = open_store(str(tmp_path / "out"))
-    name = block_name("a-0123456789abcdef", 0)
+    name = chunk_name("a-0123456789abcdef", 0)
     store.write(f"vectors/{name}", b"")
     store.write("vectors/_SUCCESS", b"")
     assert OutputFolder(store).records() == {}
@@ -595,7 +617,7 @@ def test_what_is_not_said_of_the_pool_is_left_to_the_cluster() -> None:
 
 
 def test_an_encoder_that_takes_texts_alone_is_given_texts(tmp_path: Path, sentences: list[str]) -> None:
-    from sentence_transformers.models import StaticEmbedding
+    from sentence_transformers.sentence_transformer.modules import StaticEmbedding
     from tokenizers import Tokenizer
 
     words = Tokenizer.from_file(str(Path(locate(BASE)) / "tokenizer.json"))
@@ -605,8 +627,8 @@ def test_an_encoder_that_takes_texts_alone_is_given_texts(tmp_path: Path, senten
     encoder = load_encoder(str(tmp_path / "static"))
     assert encoder.tokenizing() is None
     rows = rows_from_parquet(tmp_path, sentences)
-    block = Preparation(None, True, None, ()).block("n", "f", 0, rows)
-    found = encode_block(block, encoder, None, [24], TokenBudget(100))
+    block = Preparation(None, True, None, ()).chunk("n", "f", 0, rows)
+    found = encode_chunk(block, opened(encoder, 100), [24])
     assert (found.texts, found.tokens, found.computed) == (len(set(sentences)), 0, 0)
     expected = model.encode(sentences, normalize_embeddings=True)
     assert np.abs(found.heads[24][block.kept[TEXT].to_numpy()] - expected).max() < 1e-6
@@ -634,7 +656,7 @@ def test_a_span_stops_at_its_last_block(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        (["--model", "nowhere/at-all"], "'nowhere/at-all' is neither a local folder nor reachable|must not be asked"),
+        (["--model", "nowhere/at-all"], "'nowhere/at-all' is neither a local folder nor reachable|the hub is offline"),
         (["--input", "none.jsonl"], "found no file named as parquet, jsonl, csv or txt at none.jsonl"),
         (["--dim", "32:int4"], "--dim 32:int4 is not a size"),
         (["--output", "a.txt/out"], "cannot write to a.txt/out"),

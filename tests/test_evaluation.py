@@ -18,7 +18,7 @@ from sklearn.datasets import load_digits
 from sklearn.metrics import ndcg_score
 
 from jasper_ray.config import ConfigError
-from jasper_ray.encoders import HashEncoder
+from jasper_ray.encoders import Encoder, HashEncoder
 from jasper_ray.evaluation import (
     EVALUATION_SETS,
     Score,
@@ -51,15 +51,14 @@ PAIR_SET = {"type": "pairs", "name": "mini", "path": "mini.csv", "format": "csv"
 POSITIONS = {"left": 0, "right": 1, "score": 2}
 
 
-class CountingEncoder:
+class CountingEncoder(Encoder):
     """Two heads over hashed words; remembers what it was asked to encode."""
 
     dims = (64, 32)
-    sees = False
 
     def __init__(self, prompts: Mapping[str, str] | None = None) -> None:
         self.heads = {dim: HashEncoder(dim, prompts) for dim in self.dims}
-        self.prompts: Mapping[str, str] = prompts or {}
+        self.prompts = prompts or {}
         self.calls: list[tuple[str | None, list[str]]] = []
 
     def encode(self, texts: Sequence[str], prompt_name: str | None = None, dim: int | None = None) -> np.ndarray:

@@ -14,7 +14,7 @@ from sklearn.datasets import load_digits
 
 from jasper_ray.commands.evaluate import report_skipped
 from jasper_ray.config import ConfigError
-from jasper_ray.encoders import HashEncoder
+from jasper_ray.encoders import HashEncoder, ImageEncoder
 from jasper_ray.evaluation import (
     ScoreRow,
     SetData,
@@ -46,14 +46,13 @@ ZERO_SHOT = {
 }
 
 
-class SeeingEncoder:
+class SeeingEncoder(ImageEncoder):
     """Two heads. An image becomes its pixels; a text the mean image of the digit it names, and its hash a little."""
 
     dims = (64, 48)
-    sees = True
 
     def __init__(self, prompts: Mapping[str, str] | None = None) -> None:
-        self.prompts: Mapping[str, str] = prompts or {}
+        self.prompts = prompts or {}
         self.calls: list[tuple[str, list[Any]]] = []
         digits = load_digits()
         self.means = {word: digits.data[digits.target == digit].mean(0) for digit, word in enumerate(WORDS)}
@@ -61,16 +60,15 @@ class SeeingEncoder:
     def encode(self, texts: Sequence[str], prompt_name: str | None = None, dim: int | None = None) -> np.ndarray:
         return self.encode_heads(texts, prompt_name)[dim or 64]
 
-    def encode_heads(
-        self,
-        texts: Sequence[str] | None = None,
-        prompt_name: str | None = None,
-        images: Sequence[bytes] | None = None,
-    ) -> dict[int, np.ndarray]:
-        self.calls.append(("texts" if images is None else "images", list(texts or images or [])))
-        rows_ND = (
-            [pixels(image) for image in images] if images is not None else [self.read(text) for text in texts or []]
-        )
+    def encode_heads(self, texts: Sequence[str], prompt_name: str | None = None) -> dict[int, np.ndarray]:
+        self.calls.append(("texts", list(texts)))
+        return self.heads([self.read(text) for text in texts])
+
+    def encode_images(self, images: Sequence[Any]) -> dict[int, np.ndarray]:
+        self.calls.append(("images", list(images)))
+        return self.heads([pixels(image) for image in images])
+
+    def heads(self, rows_ND: list[np.ndarray]) -> dict[int, np.ndarray]:
         return {dim: normalise(np.array(rows_ND)[:, :dim]) for dim in self.dims}
 
     def read(self, text: str) -> np.ndarray:

@@ -155,7 +155,7 @@ def test_every_cut_of_a_file_is_an_image_or_a_reason() -> None:
 def test_the_limit_is_the_callers() -> None:
     data = written(photo(), "PNG")
     assert decode(data, pixel_limit=160 * 107).size == (160, 107)
-    with pytest.raises(BadImage, match="160 x 107 pixels, more than 17,119; leave it out, or raise pixel_limit"):
+    with pytest.raises(BadImage, match="160 x 107 pixels, more than 17,119; remove it, or raise pixel_limit"):
         decode(data, pixel_limit=160 * 107 - 1)
 
 

@@ -23,7 +23,7 @@ from small_student import small_student
 
 from jasper_ray import load_student
 from jasper_ray.models.folder import save_student
-from jasper_ray.models.student import give_sight
+from jasper_ray.models.student import add_vision
 from jasper_ray.models.vision import VisionSettings
 
 CHROMIUMS = ("chromium", "chromium-headless-shell", "chromium-browser", "google-chrome", "google-chrome-stable")
@@ -61,7 +61,7 @@ def student(tmp_path_factory: pytest.TempPathFactory) -> Path:
     architecture |= {"intermediate_size": 96, "num_hidden_layers": 1, "num_attention_heads": 2}
     tower = {"architecture": architecture, "preprocessing": {"size": 32}, "image_tokens": 4}
     blind = load_student(small_student(folder / "blind"))
-    seeing = give_sight(blind.student, blind.tokenizer, VisionSettings.model_validate(tower), seed=3)
+    seeing = add_vision(blind.student, blind.tokenizer, VisionSettings.model_validate(tower), seed=3)
     save_student(seeing, blind.tokenizer, blind.card, folder / "seeing")
     return folder / "seeing"
 

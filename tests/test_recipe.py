@@ -34,7 +34,7 @@ def test_a_shipped_recipe_loads_and_survives_its_own_resolved_form(name: str) ->
 
 def test_jasper_trains_what_the_paper_says() -> None:
     recipe = load_recipe("jasper-2b")
-    reading, seeing = meta_student(recipe.student), meta_student(recipe.student, sees=True)
+    reading, seeing = meta_student(recipe.student), meta_student(recipe.student, vision=True)
     first, second, third = (trained_parameters(reading, stage) for stage in recipe.stages[:3])
     fourth = trained_parameters(seeing, recipe.stages[3])
     assert first == 1536 * 12288 + 12288

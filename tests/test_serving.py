@@ -35,7 +35,7 @@ from jasper_ray.embedding.store import open_store
 from jasper_ray.encoders import StudentEncoder, load_student
 from jasper_ray.encoders.token_budget import TokenBudget
 from jasper_ray.models.identity import weights_identity
-from jasper_ray.models.tokenizing import Ids
+from jasper_ray.models.tokens import Ids
 from jasper_ray.serving import fetching, keys, middleware, ray_serve
 from jasper_ray.serving.deployment import Server
 from jasper_ray.serving.engine import Engine
@@ -49,7 +49,7 @@ from jasper_ray.serving.prepare import Preparer
 from jasper_ray.serving.queue import PendingRequest, QueueRow, TokenQueue
 from jasper_ray.serving.service import Service
 from jasper_ray.serving.settings import Copies, Limits, ServeSettings
-from jasper_ray.serving.vectors import cut, head_for, typed
+from jasper_ray.serving.vectors import head_for, truncate_dims, typed
 from jasper_ray.vectors import int8_ranges, normalise, quantise_binary, quantise_int8
 
 POISON, STRANGE = 7, 8
@@ -626,7 +626,7 @@ def test_a_size_between_heads_is_cut_from_the_next_larger_one() -> None:
     for dim in (0, -1, 97):
         assert refusal(lambda dim=dim: head_for(dims, dim, "output_dimension")).param == "output_dimension"  # type: ignore[misc]
     x_ND = np.random.default_rng(0).normal(size=(4, 8)).astype(np.float32)
-    np.testing.assert_allclose(cut(x_ND, 3), normalise(x_ND[:, :3]))
+    np.testing.assert_allclose(truncate_dims(x_ND, 3), normalise(x_ND[:, :3]))
 
 
 def test_types_are_those_of_embedding() -> None:

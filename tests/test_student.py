@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,12 +22,11 @@ from transformers import BertConfig, BertModel, PreTrainedTokenizerFast, Qwen2Co
 from jasper_ray import load_student
 from jasper_ray.assets import locate
 from jasper_ray.config import ConfigError
-from jasper_ray.encoders import load_sentence_transformer
+from jasper_ray.encoders import Encoder, image_encoder, load_sentence_transformer
 from jasper_ray.models.body import BodySettings, load_body, shape_body
 from jasper_ray.models.folder import StudentCard, load_student_folder, save_student
 from jasper_ray.models.loading import load_tokenizer
-from jasper_ray.models.pooling import pool
-from jasper_ray.models.student import Student, StudentSettings, build_student
+from jasper_ray.models.student import Student, StudentSettings, build_student, pool
 from jasper_ray.models.tokens import length_groups
 
 TEXTS = [
@@ -209,6 +209,26 @@ def test_groups_of_similar_length_give_the_vectors_of_one_batch(folder: Path) ->
         torch.testing.assert_close(whole, parts, rtol=1e-4, atol=1e-5)
 
 
+class OneDirection(Encoder):
+    """The least that an encoder is."""
+
+    @property
+    def dims(self) -> tuple[int, ...]:
+        return (2,)
+
+    def encode(self, texts: Sequence[str], prompt_name: str | None = None, dim: int | None = None) -> np.ndarray:
+        return np.array([[1, 0]] * len(texts), np.float32)
+
+
+def test_a_new_encoder_needs_sizes_and_vectors_alone() -> None:
+    encoder = OneDirection()
+    assert encoder.encode_heads(["a", "b"])[2].tolist() == [[1, 0], [1, 0]]
+    assert not encoder.accepts_images
+    assert encoder.tokenizing() is None
+    with pytest.raises(ConfigError, match="takes no images"):
+        image_encoder(encoder)
+
+
 def test_dropout_reaches_attention_too() -> None:
     student = Student(tiny_qwen(), [8])
     student.set_dropout(0.25)
@@ -252,7 +272,7 @@ def test_a_save_that_fails_leaves_the_older_student(
     def full(*_: object, **__: object) -> None:
         raise OSError("no space left on device")
 
-    monkeypatch.setattr("jasper_ray.models.files.save_file", full)
+    monkeypatch.setattr("jasper_ray.models.loading.save_file", full)
     with pytest.raises(OSError, match="no space left"):
         save_student(*load_student_folder(folder), place)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before

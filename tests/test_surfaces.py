@@ -29,7 +29,7 @@ from test_serving import samples
 
 from jasper_ray.encoders import StudentEncoder, load_student
 from jasper_ray.models.identity import weights_identity
-from jasper_ray.models.tokenizing import Ids
+from jasper_ray.models.tokens import Ids
 from jasper_ray.serving import bodies
 from jasper_ray.serving.errors import Refusal
 from jasper_ray.serving.keys import digest_of

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ from small_run import recipe_values, stage
 
 from jasper_ray.assets import locate
 from jasper_ray.config import ConfigError
-from jasper_ray.encoders import HashEncoder
+from jasper_ray.encoders import Encoder, HashEncoder
 from jasper_ray.recipe import Recipe
 from jasper_ray.teachers import (
     TEACHERS,
@@ -203,19 +203,14 @@ def test_hash_vectors_are_the_same_everywhere_and_similar_for_shared_words() -> 
     assert a @ b > a @ c + 0.3
 
 
-class LengthEncoder:
+class LengthEncoder(Encoder):
     """Encodes the length of a text, as an angle."""
 
     dims = (2,)
-    prompts: ClassVar[dict[str, str]] = {}
-    sees = False
 
     def encode(self, texts: Sequence[str], prompt_name: str | None = None, dim: int | None = None) -> np.ndarray:
         angles_B = np.array([len((prompt_name or "") + text) / 100 for text in texts], np.float32)
         return np.stack([np.cos(angles_B), np.sin(angles_B)], axis=1)
-
-    def encode_heads(self, texts: Sequence[str], prompt_name: str | None = None) -> dict[int, np.ndarray]:
-        return {2: self.encode(texts, prompt_name)}
 
 
 class LengthTeacher(TeacherBase):

@@ -28,7 +28,7 @@ from jasper_ray.images import BadImage, Preprocessing, from_transformers
 from jasper_ray.models.body import BodySettings
 from jasper_ray.models.folder import StudentCard, load_student_folder, save_student
 from jasper_ray.models.loading import load_tokenizer
-from jasper_ray.models.student import StudentSettings, build_student, give_sight, meta_student
+from jasper_ray.models.student import StudentSettings, add_vision, build_student, meta_student
 from jasper_ray.models.tokens import image_groups
 from jasper_ray.models.vision import VisionSettings, build_vision, pooled
 from jasper_ray.recipe import load_recipe
@@ -74,7 +74,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A student that sees, on disk."""
     path = tmp_path_factory.mktemp("sight") / "student"
     encoder, _ = blind()
-    save_student(give_sight(encoder.student, encoder.tokenizer, tower(), seed=3), encoder.tokenizer, encoder.card, path)
+    save_student(add_vision(encoder.student, encoder.tokenizer, tower(), seed=3), encoder.tokenizer, encoder.card, path)
     return path
 
 
@@ -136,7 +136,7 @@ def test_preprocessing_survives_the_words_of_transformers(fit: str) -> None:
 )
 def test_preprocessing_that_is_another_is_refused(change: dict[str, Any]) -> None:
     config = {**Preprocessing(size=32).as_transformers(), **change}
-    with pytest.raises(ConfigError, match=r"somewhere/preprocessor_config.json does not bring images to a .* square"):
+    with pytest.raises(ConfigError, match=r"somewhere/preprocessor_config.json does not resize images to a .* square"):
         from_transformers(config, "somewhere/preprocessor_config.json")
 
 
@@ -207,7 +207,7 @@ def test_a_tower_that_does_not_fit_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"does not take images of 40 x 40 pixels .*change preprocessing.size"):
         build_vision(tower(preprocessing={"size": 40}), 48)
     resnet = {"model_type": "resnet", "hidden_sizes": [8, 16], "depths": [1, 1], "embedding_size": 8}
-    with pytest.raises(ConfigError, match=r"the tower makes \(16, 4, 4\) numbers .* take a vision transformer"):
+    with pytest.raises(ConfigError, match=r"output for an image has shape \(16, 4, 4\).* use a vision transformer"):
         build_vision(tower(architecture=resnet), 48)
     with pytest.raises(ValueError, match="neither base nor both of architecture and preprocessing"):
         VisionSettings(image_tokens=4)
@@ -313,7 +313,7 @@ def test_vision_comes_back_from_its_folder_as_it_was(projector: str, tmp_path: P
     encoder, _ = blind()
     settings = tower(projector=projector)
     save_student(
-        give_sight(encoder.student, encoder.tokenizer, settings, 3), encoder.tokenizer, encoder.card, tmp_path / "s"
+        add_vision(encoder.student, encoder.tokenizer, settings, 3), encoder.tokenizer, encoder.card, tmp_path / "s"
     )
     again = load_student(tmp_path / "s")
     np.testing.assert_array_equal(again.encode(images=digits(3)), encoder.encode(images=digits(3)))
@@ -323,18 +323,18 @@ def test_vision_comes_back_from_its_folder_as_it_was(projector: str, tmp_path: P
 
 def test_a_student_that_sees_loads_where_gradients_are_off(folder: Path) -> None:
     with torch.inference_mode():
-        assert load_student(folder).sees
+        assert load_student(folder).accepts_images
 
 
 def test_without_sight_vision_is_left_in_the_folder(folder: Path) -> None:
-    student, _, _ = load_student_folder(folder, sight=False)
+    student, _, _ = load_student_folder(folder, vision=False)
     assert student.vision is None
     assert all(name.startswith(("body.", "heads.")) for name in student.trainable_names(["*"]))
 
 
 def test_the_same_seed_gives_the_same_vision(folder: Path) -> None:
     encoder, _ = blind()
-    again = give_sight(encoder.student, encoder.tokenizer, tower(), seed=3)
+    again = add_vision(encoder.student, encoder.tokenizer, tower(), seed=3)
     saved = load_file(folder / "vision" / "model.safetensors")
     assert again.vision is not None
     assert all(torch.equal(saved[name], value) for name, value in again.vision.tower.state_dict().items())
@@ -378,7 +378,7 @@ def test_a_tower_is_taken_out_of_a_model_that_reads_texts_too(tmp_path: Path) ->
 
 def test_the_papers_student_sees_with_300_of_729_tokens() -> None:
     recipe = load_recipe("jasper-2b")
-    student = meta_student(recipe.student, sees=True)
+    student = meta_student(recipe.student, vision=True)
     vision = student.vision
     assert vision is not None
     pixels_I3SS = torch.zeros(1, 3, 384, 384, dtype=torch.uint8, device="meta")

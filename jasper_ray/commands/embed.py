@@ -9,7 +9,7 @@ from typing import Any
 from jasper_ray.cli import min_and_max
 from jasper_ray.commands.options import add_field, add_fields, command_parser, fields_of, read_settings, require
 from jasper_ray.embedding.settings import EmbedSettings, vector_column
-from jasper_ray.resources import ActorPool
+from jasper_ray.resources import Replicas
 
 CONTINUES = True
 READER_CPUS = 0.2
@@ -44,9 +44,9 @@ def command_line() -> argparse.ArgumentParser:
     work.add_argument("--output", required=True, metavar="DIR", help="The output folder or its URI.")
     add_field(work, EmbedSettings, "pool", "MIN[:MAX]", "--actors", type=str, dest="actors")
     for name, default in (("cpus", "by the cluster"), ("gpus", "1, if the cluster has any")):
-        doc = ActorPool.model_fields[name].description
-        add_field(work, ActorPool, name, "N", help=f"{doc} Default: {default}.")
-    add_fields(work, ActorPool, threads="N")
+        doc = Replicas.model_fields[name].description
+        add_field(work, Replicas, name, "N", help=f"{doc} Default: {default}.")
+    add_fields(work, Replicas, threads="N")
     add_fields(work, EmbedSettings, batch_tokens="N", block_rows="N")
     add_field(work, EmbedSettings, "readers", "N", type=int)
     add_fields(work, EmbedSettings, unique=None, unique_gib="N")
@@ -72,7 +72,7 @@ def settings_of(options: argparse.Namespace) -> EmbedSettings:
 
 def pool_values(options: argparse.Namespace) -> dict[str, Any]:
     """The options of the pool; the cluster decides the others."""
-    values = fields_of(options, ActorPool)
+    values = fields_of(options, Replicas)
     if "actors" in options:
         values["min_size"], values["max_size"] = min_and_max("--actors", options.actors)
     return values
@@ -89,8 +89,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(verify_corpus(settings, options.output))
         return
     from jasper_ray.embedding.job import embed_corpus
-    from jasper_ray.embedding.progress import last_line
+    from jasper_ray.embedding.manifest import summary
     from jasper_ray.sources.files import printable
 
     manifest = embed_corpus(settings, options.output)
-    print(f"{last_line(manifest)}\nThe vectors are in {printable(options.output)}/vectors")
+    print(f"{summary(manifest)}\nThe vectors are in {printable(options.output)}/vectors")

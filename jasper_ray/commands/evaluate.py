@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, get_args
 
 from jasper_ray.commands.options import command_parser, require
 from jasper_ray.config import ConfigError
+from jasper_ray.resources import ModelSettings
 from jasper_ray.vectors import Precision
 
 if TYPE_CHECKING:
@@ -86,8 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise ConfigError("there is nothing to measure with: give --sets FILE, --run DIR, or both")
     import transformers
 
-    from jasper_ray.encoders import load_encoder
-    from jasper_ray.encoders.precision import precise
+    from jasper_ray.encoders.inference import open_for_inference
     from jasper_ray.evaluation import evaluate, load_sets, read_sets, render, with_moment, write_scores
 
     transformers.utils.logging.disable_progress_bar()
@@ -95,13 +95,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     heldout = read_run(run) if run else []
     records = []
     for model in options.model:
-        dtype = precise(options.dtype, options.device)
-        print(f"measuring {model} in {dtype}", file=sys.stderr)
-        encoder = load_encoder(model, options.device, dtype)
+        settings = ModelSettings(model=model, precision=options.dtype)
+        opened = open_for_inference(settings, options.device, vision=True)
+        print(f"measuring {model} in {opened.precision}", file=sys.stderr)
+        encoder = opened.encoder
         report_skipped(model, encoder, sets, heldout=any(not rows.needs_vision for rows in heldout))
         scores = evaluate(encoder, sets, options.dim)
         for rows in heldout:
-            scores += rows.scores(encoder, options.dim) if encoder.sees or not rows.needs_vision else []
+            scores += rows.scores(encoder, options.dim) if encoder.accepts_images or not rows.needs_vision else []
         records += with_moment(model, scores)
         if options.json:
             write_scores(records, options.json)

@@ -17,7 +17,7 @@ from torch import Tensor
 from jasper_ray.config import ConfigError
 from jasper_ray.corpus.settings import Images
 from jasper_ray.corpus.shards import MANIFEST, CorpusManifest, PairManifest, Shard, load_manifest, read_shard
-from jasper_ray.encoders import Encoder, load_student
+from jasper_ray.encoders import Encoder, image_encoder, load_student
 from jasper_ray.encoders.precision import precise
 from jasper_ray.evaluation import Score, ScoreRow, SetData, as_scores, evaluate, geometry_scores, recalls, with_moment
 from jasper_ray.labelling.target_cache import TargetCache
@@ -69,9 +69,10 @@ class HeldOutPairs(HeldOut):
     """By column: id, text (the caption), prompt, image (the bytes of its file)."""
     pixel_limit: int
 
-    def scores(self, encoder: Any, dims: Sequence[int] | None = None) -> list[Score]:
-        encoder.pixel_limit = self.pixel_limit
-        images = encoder.encode_heads(images=self.batch["image"].tolist())
+    def scores(self, encoder: Encoder, dims: Sequence[int] | None = None) -> list[Score]:
+        of_images = image_encoder(encoder)
+        of_images.pixel_limit = self.pixel_limit
+        images = of_images.encode_images(self.batch["image"].tolist())
         captions = self.encode_captions(encoder)
         return [
             score for dim in sorted(dims or encoder.dims, reverse=True) for score in self.recall(images, captions, dim)
@@ -165,7 +166,7 @@ def measure_student(
     encoder = load_student(folder, device, precise(recipe.evaluation.precision, device))
     scores = evaluate(encoder, sets, dims=encoder.student.dims)
     for rows in heldout:
-        scores += rows.scores(encoder) if encoder.sees or not rows.needs_vision else []
+        scores += rows.scores(encoder) if encoder.accepts_images or not rows.needs_vision else []
     return with_moment(moment, scores)
 
 

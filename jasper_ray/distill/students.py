@@ -20,7 +20,7 @@ from jasper_ray.encoders import load_student
 from jasper_ray.models.folder import VISION, StudentCard, load_student_folder, save_student
 from jasper_ray.models.loading import load_tokenizer
 from jasper_ray.models.ridge import RidgeFit, set_heads
-from jasper_ray.models.student import build_student, give_sight
+from jasper_ray.models.student import add_vision, build_student
 from jasper_ray.ray_runtime import own_device
 from jasper_ray.recipe import Recipe, RidgeHeads
 from jasper_ray.run_folder import publish
@@ -75,7 +75,7 @@ def write_vision(recipe: Recipe, before: Path, place: Path) -> None:
     """Write the student in `before` with a vision encoder to `place`."""
     assert recipe.student.vision
     student, tokenizer, card = load_student_folder(before)
-    save_student(give_sight(student, tokenizer, recipe.student.vision, recipe.seed), tokenizer, card, place)
+    save_student(add_vision(student, tokenizer, recipe.student.vision, recipe.seed), tokenizer, card, place)
 
 
 def fit_heads(recipe: Recipe, start: Path, dataset: Dataset, regularisation: float, destination: Path) -> None:

@@ -1,4 +1,4 @@
-"""Embedding a corpus, without Ray: its files, rows and blocks, the vectors that are kept, and the account of it all."""
+"""Embedding a corpus: files, rows and chunks, the job that embeds them, the stored vectors, and their verification."""
 
 from __future__ import annotations
 

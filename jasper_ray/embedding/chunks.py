@@ -1,4 +1,4 @@
-"""Blocks of input rows: which blocks exist, who reads them, and a block between reading and embedding."""
+"""Chunks of input rows: which are left to embed, who reads them, and a chunk between reading and embedding."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from jasper_ray.embedding.inputs import InputFile
-from jasper_ray.embedding.scan import Scan
-from jasper_ray.models.tokenizing import Tokenizing
+from jasper_ray.embedding.inputs import InputFile, Scan, ScannedFile
+from jasper_ray.embedding.settings import EmbedSettings
+from jasper_ray.models.tokens import Tokenizing
 from jasper_ray.sources.tables import DETAIL, REASON, TEXT, Columns, read_rows
 
 REJECTED_SCHEMA = pa.schema(
@@ -25,22 +25,25 @@ REJECTED_SCHEMA = pa.schema(
         ("detail", pa.string()),
     ]
 )
+SPAN_CHUNKS = 16
+"""Chunks that one reader reads in a row: enough to be worth a task, few enough to share a large file."""
+NAME = re.compile(r"(.+-[0-9a-f]{16})-(\d{6,})\.parquet")
 
 
-class Block(NamedTuple):
-    """Some rows of a file, ready for a model."""
+class Chunk(NamedTuple):
+    """Rows of a file, ready for a model."""
 
     name: str
-    """Of the files that it is written to."""
+    """Name of the files that it is written to."""
     kept: pa.Table
-    """The id, the columns that are copied, and for each row which of the texts it has: `TEXT`, int32."""
+    """The id, the copied columns, and for each row the number of its text: `TEXT`, int32."""
     texts: pa.Table
     """The distinct texts: `text`, lists of token ids, or texts for an encoder that takes nothing else."""
     rejected: pa.Table
-    """`REJECTED_SCHEMA`."""
+    """Rejected rows, in `REJECTED_SCHEMA`."""
 
     def packed(self) -> pa.Table:
-        """One row that holds all of it."""
+        """Pack the chunk into a table of one row."""
         parts = {name: pa.array([pack(getattr(self, name))], pa.large_binary()) for name in PARTS}
         return pa.table({"name": [self.name], **parts})
 
@@ -52,10 +55,10 @@ class Block(NamedTuple):
 PARTS = ("kept", "texts", "rejected")
 
 
-def unpack(row: pa.Table) -> Block:
-    """The block in a table of one row that `packed` made."""
+def unpack(row: pa.Table) -> Chunk:
+    """Unpack the chunk that `packed` made a table of."""
     parts = {name: pa.ipc.open_stream(row[name][0].as_buffer()).read_all() for name in PARTS}
-    return Block(row["name"][0].as_py(), **parts)
+    return Chunk(row["name"][0].as_py(), **parts)
 
 
 def pack(table: pa.Table) -> bytes:
@@ -66,33 +69,34 @@ def pack(table: pa.Table) -> bytes:
 
 
 class Preparation(NamedTuple):
-    """How rows become a block: the same for every block of a job."""
+    """The way from rows to a chunk, the same for every chunk of a job."""
 
     tokenizing: Tokenizing | None
     truncate: bool
     id_column: str | None
     carry: tuple[str, ...]
 
-    def block(self, name: str, file: str, first: int, rows: pa.Table) -> Block:
-        """The block of `rows` (as `read_rows` makes them), which begin at row `first` of a file."""
+    def chunk(self, name: str, file: str, first: int, rows: pa.Table) -> Chunk:
+        """Make a chunk of `rows` (as `read_rows` gives them), which begin at row `first` of a file."""
         numbers = pa.array(np.arange(first, first + len(rows)))
         ids = rows[self.id_column] if self.id_column else row_ids(file, first, len(rows))
         if self.id_column:
-            rows = rows.set_column(rows.column_names.index(REASON), REASON, without_id(rows, ids))
+            reasons = pc.if_else(pc.and_(pc.is_null(rows[REASON]), pc.is_null(ids)), "no_id", rows[REASON])
+            rows = rows.set_column(rows.column_names.index(REASON), REASON, reasons)
         good = pc.is_null(rows[REASON]).to_numpy(zero_copy_only=False)
         places, distinct = distinct_texts(rows[TEXT].filter(pa.array(good)).to_pylist())
         texts, long = self.read(distinct)
         if long:
-            rows, good = set_aside(rows, good, places, long)
+            rows, good = reject_long(rows, good, places, long)
             places, distinct = distinct_texts(rows[TEXT].filter(pa.array(good)).to_pylist())
             texts, _ = self.read(distinct)
         mask = pa.array(good)
         named = {self.id_column or "id": ids, **{column: rows[column] for column in self.carry}, TEXT: None}
         kept = {column: places if values is None else values.filter(mask) for column, values in named.items()}
-        return Block(name, pa.table(kept), texts, rejected_rows(rows, ids, numbers, pc.invert(mask), file))
+        return Chunk(name, pa.table(kept), texts, rejected_rows(rows, ids, numbers, pc.invert(mask), file))
 
     def read(self, texts: list[str]) -> tuple[pa.Table, dict[int, int]]:
-        """The texts as the encoder takes them, and the lengths of those that are too long, by place."""
+        """Return the texts as the encoder takes them, and the lengths of those that are too long, by place."""
         if self.tokenizing is None:
             return pa.table({"text": pa.array(texts, pa.large_string())}), {}
         ids = self.tokenizing(texts, self.truncate)
@@ -104,19 +108,16 @@ def row_ids(file: str, first: int, rows: int) -> pa.ChunkedArray:
     return pa.chunked_array([pa.array([f"{file}#{row}" for row in range(first, first + rows)], pa.string())])
 
 
-def without_id(rows: pa.Table, ids: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Reasons, with one more for rows that have a text and no id."""
-    return pc.if_else(pc.and_(pc.is_null(rows[REASON]), pc.is_null(ids)), "no_id", rows[REASON])
-
-
 def distinct_texts(texts: list[str]) -> tuple[pa.Array, list[str]]:
-    """For each text which of the distinct ones it is, and these, in the order of their first appearance."""
+    """Number the distinct texts by first appearance: the number of each text, and the distinct ones."""
     places: dict[str, int] = {}
     return pa.array([places.setdefault(text, len(places)) for text in texts], pa.int32()), list(places)
 
 
-def set_aside(rows: pa.Table, good: np.ndarray, places: pa.Array, long: dict[int, int]) -> tuple[pa.Table, np.ndarray]:
-    """`rows` with a reason for those whose text is too long, and which are good now."""
+def reject_long(
+    rows: pa.Table, good: np.ndarray, places: pa.Array, long: dict[int, int]
+) -> tuple[pa.Table, np.ndarray]:
+    """Give rows whose text is too long a reason; return the rows, and which are still good."""
     reasons, details = rows[REASON].to_pylist(), rows[DETAIL].to_pylist()
     for row, place in zip(np.flatnonzero(good), places.to_pylist(), strict=True):
         if place in long:
@@ -138,82 +139,85 @@ def rejected_rows(rows: pa.Table, ids: pa.ChunkedArray, numbers: pa.Array, mask:
     return pa.table(columns).cast(REJECTED_SCHEMA)
 
 
-SPAN_BLOCKS = 16
-"""Blocks that are read in a row: enough to be worth a task, few enough to share a large file among readers."""
-
-
-NAME = re.compile(r"(.+-[0-9a-f]{16})-(\d{6,})\.parquet")
-
-
 @dataclass(frozen=True)
 class Span:
-    """Blocks of one file that are still to be embedded, in order."""
+    """Chunks of one file that are left to embed, in order, and that one reader reads."""
 
     file: InputFile
-    blocks: tuple[int, ...]
+    chunks: tuple[int, ...]
     rows: int
-    """Of these blocks together."""
+    """Rows of these chunks together."""
     offset: int
-    """The byte at which the first of them begins, for uncompressed files of lines."""
+    """Byte at which the first of them begins, for uncompressed files of lines."""
 
 
-def block_name(key: str, block: int) -> str:
-    """The name of the files that a block is written to."""
-    return f"{key}-{block:06d}.parquet"
+def chunk_name(key: str, chunk: int) -> str:
+    """Name the files that a chunk is written to."""
+    return f"{key}-{chunk:06d}.parquet"
 
 
-def is_block_name(name: str) -> bool:
-    """Whether `block_name` made it."""
+def is_chunk_name(name: str) -> bool:
+    """Recognise a name that `chunk_name` made."""
     return NAME.fullmatch(name) is not None
 
 
-def block_of(name: str) -> tuple[str, int]:
-    """The file's key and the block's number in a name that `block_name` made."""
-    found = NAME.fullmatch(name)
-    assert found, name
-    return found[1], int(found[2])
+def chunk_of(name: str) -> tuple[str, int]:
+    """Split a name that `chunk_name` made into the file's key and the chunk's number."""
+    match = NAME.fullmatch(name)
+    assert match, name
+    return match[1], int(match[2])
 
 
-def rows_of(block: int, rows: int, block_rows: int) -> int:
-    """Rows of one block of a file of so many rows."""
-    return min(block_rows, rows - block * block_rows)
+def is_finished(scanned: ScannedFile, chunk_rows: int, finished: Container[str]) -> bool:
+    """Check that all chunks of a file are finished (names); an unreadable file may have been fixed since."""
+    chunks = range(-(-scanned.scan.rows // chunk_rows))
+    return not scanned.scan.fault and all(chunk_name(scanned.file.key, chunk) in finished for chunk in chunks)
 
 
-def plan_spans(file: InputFile, scan: Scan, block_rows: int, finished: Container[str]) -> list[Span]:
-    """The spans of a file whose blocks are not all `finished` (names)."""
-    blocks = [
-        block for block in range(-(-scan.rows // block_rows)) if block_name(file.known.key, block) not in finished
+def plan_spans(file: InputFile, scan: Scan, chunk_rows: int, finished: Container[str]) -> list[Span]:
+    """Make the spans of a file's chunks that are not `finished` (names)."""
+    chunks = [
+        chunk for chunk in range(-(-scan.rows // chunk_rows)) if chunk_name(file.known.key, chunk) not in finished
     ]
-    runs = [tuple(blocks)] if blocks else []
+    runs = [tuple(chunks)] if chunks else []
     if scan.offsets or file.format == "parquet":
-        runs = [tuple(blocks[start : start + SPAN_BLOCKS]) for start in range(0, len(blocks), SPAN_BLOCKS)]
+        runs = [tuple(chunks[start : start + SPAN_CHUNKS]) for start in range(0, len(chunks), SPAN_CHUNKS)]
     return [
         Span(
             file,
             run,
-            rows=sum(rows_of(block, scan.rows, block_rows) for block in run),
+            rows=sum(min(chunk_rows, scan.rows - chunk * chunk_rows) for chunk in run),
             offset=scan.offsets[run[0]] if scan.offsets else 0,
         )
         for run in runs
     ]
 
 
-def read_span(span: Span, columns: Columns, block_rows: int) -> Iterator[tuple[int, pa.Table]]:
-    """The rows of each block of a span, behind its number."""
-    wanted = list(span.blocks)
-    first = wanted[0] * block_rows
-    for block, table in in_blocks(read_rows(span.file, columns, first, span.offset), first, block_rows):
-        if block == wanted[0]:
-            yield block, table
-            wanted.pop(0)
-        if not wanted:
+def read_span(span: Span, columns: Columns, chunk_rows: int) -> Iterator[tuple[int, pa.Table]]:
+    """Read the rows of each chunk of a span, with its number."""
+    left = list(span.chunks)
+    first = left[0] * chunk_rows
+    for chunk, table in in_chunks(read_rows(span.file, columns, first, span.offset), first, chunk_rows):
+        if chunk == left[0]:
+            yield chunk, table
+            left.pop(0)
+        if not left:
             return
 
 
-def in_blocks(tables: Iterator[tuple[int, pa.Table]], first: int, block_rows: int) -> Iterator[tuple[int, pa.Table]]:
-    """Tables that follow each other, cut into blocks; rows before row `first`, where a block begins, are left out."""
+def read_chunks(span: Span, settings: EmbedSettings, tokenizing: Tokenizing | None) -> Iterator[Chunk]:
+    """Read the chunks of a span, checked and tokenised."""
+    preparation = Preparation(tokenizing, settings.truncate, settings.id_column, settings.carry)
+    columns = Columns(settings.text_column, settings.copied)
+    for number, table in read_span(span, columns, settings.block_rows):
+        name = chunk_name(span.file.known.key, number)
+        yield preparation.chunk(name, span.file.known.name, number * settings.block_rows, table)
+
+
+def in_chunks(tables: Iterator[tuple[int, pa.Table]], first: int, chunk_rows: int) -> Iterator[tuple[int, pa.Table]]:
+    """Cut consecutive tables into chunks; rows before row `first`, where a chunk begins, are skipped."""
     waiting: list[pa.Table] = []
-    held, block = 0, first // block_rows
+    held, chunk = 0, first // chunk_rows
     for row, table in tables:
         if row + len(table) <= first:
             continue  # not a slice without rows, which would keep the whole table in memory
@@ -221,9 +225,9 @@ def in_blocks(tables: Iterator[tuple[int, pa.Table]], first: int, block_rows: in
             table = table.slice(first - row)
         waiting.append(table)
         held += len(table)
-        while held >= block_rows:
+        while held >= chunk_rows:
             whole = pa.concat_tables(waiting)
-            yield block, whole.slice(0, block_rows)
-            waiting, held, block = [whole.slice(block_rows)], held - block_rows, block + 1
+            yield chunk, whole.slice(0, chunk_rows)
+            waiting, held, chunk = [whole.slice(chunk_rows)], held - chunk_rows, chunk + 1
     if held:
-        yield block, pa.concat_tables(waiting)
+        yield chunk, pa.concat_tables(waiting)

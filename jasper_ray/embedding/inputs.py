@@ -1,16 +1,18 @@
-"""The files of a corpus, found again at every call, each with what tells whether it is still the same."""
+"""The files of a corpus: find them, recognise changed ones, and check that they fit together."""
 
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import posixpath
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
 from pyarrow import fs
+from pydantic import Field
 
 from jasper_ray.config import ConfigError, Settings
 from jasper_ray.embedding.settings import EmbedSettings, Format
@@ -19,18 +21,40 @@ from jasper_ray.sources.settings import path_title
 
 FORMATS: tuple[Format, ...] = get_args(Format)
 
+logger = logging.getLogger(__name__)
+
 
 class KnownFile(Settings):
-    """An input file as it was when it was first met."""
+    """An input file as it was when it was first read."""
 
     name: str
-    """Its path, behind the name of its file system unless that is the local one."""
+    """Its path, after the name of its file system unless that is the local one."""
     key: str
-    """Begins the names of its blocks' files."""
+    """Beginning of the names of its chunks' files."""
     size: int | None
     """Bytes."""
     mtime_ns: int | None
     """Time of its last change."""
+
+
+class Scan(Settings):
+    """The contents of a file."""
+
+    rows: int
+    """Rows, good and bad."""
+    offsets: tuple[int, ...] = ()
+    """Bytes at which its chunks begin; empty for a file that can only be read in its own way, or from its start."""
+    types: dict[str, str] = Field(default_factory=dict)
+    """Types of the columns that are copied."""
+    fault: str = ""
+    """Reason why none of it can be read."""
+
+
+class ScannedFile(Settings):
+    """An input file and its contents."""
+
+    file: KnownFile
+    scan: Scan
 
 
 @dataclass(frozen=True)
@@ -40,7 +64,7 @@ class InputFile:
     known: KnownFile
     filesystem: fs.FileSystem
     path: str
-    """In that file system."""
+    """Path in that file system."""
     format: Format
 
     @property
@@ -49,13 +73,13 @@ class InputFile:
 
     @property
     def compressed(self) -> bool:
-        """Whether it can only be read from its beginning."""
+        """True if it can only be read from its start."""
         return self.path.endswith(COMPRESSIONS[1:])
 
 
 @dataclass(frozen=True)
-class Located:
-    """A place to look for files of a format."""
+class InputPlace:
+    """A place to search for files of a format."""
 
     path: str
     format: str
@@ -66,34 +90,32 @@ class Located:
 
 
 def list_inputs(settings: EmbedSettings) -> list[InputFile]:
-    """Every file that the inputs name, once, in the order of their names.
+    """List every file that the inputs name, once, sorted by name.
 
     Raises:
         ConfigError: an input names no file, or files of several formats.
     """
-    found: dict[str, InputFile] = {}
+    inputs: dict[str, InputFile] = {}
     for path in settings.inputs:
         form = settings.format or format_of(path)
-        for file in files_of(find_files(Located(path, form)), form):
-            found.setdefault(file.known.name, file)
-    return [found[name] for name in sorted(found)]
+        for file in input_files(find_files(InputPlace(path, form)), form):
+            inputs.setdefault(file.known.name, file)
+    return [inputs[name] for name in sorted(inputs)]
 
 
 def check_apart(inputs: Iterable[str], output: str) -> None:
-    """Refuse an output folder within an input folder: the next call would take it for input.
-
-    Raises:
-        ConfigError: it lies there.
-    """
+    """Refuse an output folder within an input folder: the next call would take it for input."""
     place = Path(output).absolute()
     for path in inputs:
         if Path(path).is_dir() and place.is_relative_to(Path(path).absolute()):
             raise ConfigError(
-                f"--output {output} lies in --input {path}, and the next call would embed it; choose a folder beside it"
+                f"--output {output} is inside of --input {path}, and the next call would embed it; "
+                "choose a folder beside it"
             )
 
 
-def files_of(files: SourceFiles, form: Format) -> list[InputFile]:
+def input_files(files: SourceFiles, form: Format) -> list[InputFile]:
+    """Describe found files, with their sizes and times."""
     infos = files.filesystem.get_file_info(list(files.paths))
     return [
         InputFile(known_file(full_name(files, info.path), info.size, info.mtime_ns), files.filesystem, info.path, form)
@@ -102,33 +124,32 @@ def files_of(files: SourceFiles, form: Format) -> list[InputFile]:
 
 
 def full_name(files: SourceFiles, path: str) -> str:
-    """A file's one name, however its input was spelled."""
+    """Make a file's one name, however its input was spelled."""
     if isinstance(files.filesystem, fs.LocalFileSystem):
         return os.path.normpath(path)
     return f"{files.filesystem.type_name}://{path}"
 
 
 def known_file(name: str, size: int | None, mtime_ns: int | None) -> KnownFile:
-    stem = (
-        posixpath.basename(name).split(".")[0][:40].lstrip("_") or "file"
-    )  # readers pass over names that begin with _
+    """Describe a file, with a key made of its name."""
+    stem = posixpath.basename(name).split(".")[0][:40].lstrip("_") or "file"  # readers skip names that begin with _
     digest = hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()[:16]
     return KnownFile(name=name, key=f"{stem}-{digest}", size=size, mtime_ns=mtime_ns)
 
 
 def format_of(path: str) -> Format:
-    """The one format whose files a path names, told by how their names end.
+    """Recognise the one format of a path's files by the ends of their names.
 
     Raises:
-        ConfigError: none, or several.
+        ConfigError: there is none, or there are several.
     """
     formats: list[Format] = []
     for form in FORMATS:
         try:
-            found = find_files(Located(path, form)).paths
+            names = find_files(InputPlace(path, form)).paths
         except NothingFound:
             continue
-        if any(name.endswith(endings(form)) for name in found):
+        if any(name.endswith(endings(form)) for name in names):
             formats.append(form)
     if len(formats) == 1:
         return formats[0]
@@ -137,3 +158,32 @@ def format_of(path: str) -> Format:
             f"found no file named as parquet, jsonl, csv or txt at {printable(path)}; change --input, or give --format"
         )
     raise ConfigError(f"found files of several formats, {', '.join(formats)}, at {printable(path)}; give --format")
+
+
+def check_files(scans: Collection[ScannedFile], max_rejected: float) -> None:
+    """Refuse files of which too many cannot be read, or that do not fit together."""
+    bad = [each for each in scans if each.scan.fault]
+    if len(bad) > max_rejected * len(scans):
+        raise ConfigError(
+            f"{len(bad)} of {len(scans)} files cannot be read, such as {bad[0].file.name}: {bad[0].scan.fault}; "
+            "fix or remove these files, or raise --max-rejected"
+        )
+    readable = [each for each in scans if not each.scan.fault]
+    for each in readable:
+        if each.scan.types != readable[0].scan.types:
+            raise ConfigError(
+                f"the copied columns of {each.file.name} are {each.scan.types}, and those of "
+                f"{readable[0].file.name} are {readable[0].scan.types}; give them one type, or remove them from "
+                "--carry and --id-column"
+            )
+
+
+def check_removed(removed: Mapping[str, bool]) -> None:
+    """Refuse files that were removed before all of their rows were embedded; `removed` is True for finished files."""
+    if left := [name for name, is_finished in removed.items() if not is_finished]:
+        raise ConfigError(
+            f"{left[0]} was removed before all of its rows were embedded; put it back, or choose another --output"
+        )
+    if removed:
+        message = "%d input files were removed since the last run (e.g. %s); keeping their vectors"
+        logger.info(message, len(removed), next(iter(removed)))

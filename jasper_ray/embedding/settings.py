@@ -1,29 +1,28 @@
-"""What the user asks for: which texts, which model, which vectors, and what it may take."""
+"""Settings of an embedding: the texts, the model, the columns of vectors, and the hardware."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal
 
+import pyarrow as pa
 from pydantic import Field, ValidationError, model_validator
 
 from jasper_ray.config import ConfigError, Settings, first_fault
-from jasper_ray.resources import ActorPool, Pool
-from jasper_ray.vectors import Precision
-
-if TYPE_CHECKING:
-    import pyarrow as pa
+from jasper_ray.resources import ModelSettings, Pool, Replicas
 
 Format = Literal["parquet", "jsonl", "csv", "text"]
 Stored = Literal["float32", "float16", "int8", "binary"]
+
+ARROW_TYPES = {"float32": pa.float32(), "float16": pa.float16(), "int8": pa.int8(), "binary": pa.int8()}
 
 
 class VectorColumn(Settings):
     """One column of vectors."""
 
     dim: int = Field(ge=1)
-    """Dimensions of the vector: a head of a student, or of another model its size or a prefix of it."""
+    """Dimensions of the vector: a head of a student; of another model its size or a prefix of it."""
     dtype: Stored = "float32"
-    """How a dimension is stored; `binary` keeps its sign, eight to a byte."""
+    """Storage type of a dimension; `binary` keeps the sign, eight to a byte."""
 
     @model_validator(mode="after")
     def _bits_fill_bytes(self) -> VectorColumn:
@@ -43,18 +42,20 @@ class VectorColumn(Settings):
 
     @property
     def arrow_type(self) -> pa.DataType:
-        """The fixed-size list it is stored as."""
-        import pyarrow as pa  # here and not above: options are parsed without it
-
-        return pa.list_(pa.type_for_alias("int8" if self.dtype == "binary" else self.dtype), self.width)
+        """Fixed-size list that stores a vector."""
+        return pa.list_(ARROW_TYPES[self.dtype], self.width)
 
 
-def vector_column(written: str, dtype: Stored = "float32") -> VectorColumn:
-    """`256` or `256:int8`, with `dtype` where none is written; raises `ConfigError` for anything else."""
-    dim, _, own = written.partition(":")
-    if not dim.isdigit() or (own and own not in get_args(Stored)):
+def vector_column(text: str, dtype: Stored = "float32") -> VectorColumn:
+    """Parse `256` or `256:int8`; `dtype` is the default type.
+
+    Raises:
+        ConfigError: the text is neither.
+    """
+    dim, _, own = text.partition(":")
+    if not dim.isdigit() or (own and own not in ARROW_TYPES):
         raise ConfigError(
-            f"--dim {written} is not a size; expected one such as 256 or 256:int8, with {', '.join(get_args(Stored))}"
+            f"--dim {text} is not a size; expected one such as 256 or 256:int8, with {', '.join(ARROW_TYPES)}"
         )
     values = {"dim": int(dim), "dtype": own or dtype}
     try:
@@ -63,49 +64,37 @@ def vector_column(written: str, dtype: Stored = "float32") -> VectorColumn:
         raise ConfigError(first_fault(error, values, VectorColumn)) from error
 
 
-class EmbedSettings(Settings):
-    """One embedding of a corpus. What decides the vectors is kept beside them, and must not change between calls."""
+class EmbedSettings(ModelSettings):
+    """One embedding of a corpus. Settings that decide the vectors must not change between calls into one folder."""
 
-    model: str
-    """A student folder, any sentence-transformers folder or hub id, or an asset."""
-    revision: str | None = None
-    """Commit of a hub id; the newest when left out, and the same ever after in one output folder."""
     inputs: tuple[str, ...] = Field(min_length=1)
     """Files, folders, globs, or URIs that pyarrow can open."""
     format: Format | None = None
-    """How the files are written; told by their names when left out."""
+    """Format of the files. Default: by their names."""
     text_column: str = "text"
-    """The column (parquet, csv) or key (jsonl) that holds the text."""
+    """Column (parquet, csv) or key (jsonl) that holds the text."""
     id_column: str | None = None
-    """The column of ids; `<file>#<row>`, rows counted from 0, when left out."""
+    """Column of ids. Default: `<file>#<row>`, rows counted from 0."""
     carry: tuple[str, ...] = ()
-    """Columns that are copied beside the vectors."""
-    prompt: str | None = None
-    """Name of the model's prompt that is put before every text; the model's default, mostly none, when left out."""
+    """Columns to copy beside the vectors."""
     vectors: tuple[VectorColumn, ...] = ()
-    """Columns of vectors, all from one pass; the model's default head when empty."""
+    """Columns of vectors, all from one pass. Default: the model's default head."""
     dtype: Stored = "float32"
-    """How vectors are stored when `vectors` is empty."""
-    precision: Precision = "auto"
-    """What the model computes in; `auto`: bfloat16 where the device is fast in it and a sample agrees with float32."""
-    max_length: int | None = Field(default=None, ge=1)
-    """Tokens a text is cut to; the model's own limit when left out."""
+    """Storage type of vectors whose column names none."""
     truncate: bool = True
-    """Off: a text above the greatest length is set aside instead of being cut."""
+    """Truncate texts above the longest length, or with --no-truncate reject them."""
     unique: Literal["block", "job"] = "block"
-    """Within what identical texts are embedded once. `job` remembers every text of a call, as far as memory goes."""
+    """Scope of deduplication: one chunk (`block`), or the whole job, in up to `unique_gib` of memory."""
     unique_gib: float = Field(default=2.0, gt=0)
-    """Memory for vectors that a job remembers; then new ones are not remembered."""
+    """Memory, in GiB, for the vectors of texts that a job deduplicates; a full memory keeps no new ones."""
     block_rows: int = Field(default=4096, ge=1)
-    """Rows of a block: sorted by length together, written as one file, and the most that an actor ever repeats."""
-    batch_tokens: int | None = Field(default=None, ge=1)
-    """Tokens that go through the model at once, padding included; 1,024 on processors and 65,536 on a GPU."""
+    """Rows of a chunk: sorted by length together, written as one file, and the most that an actor ever repeats."""
     max_rejected: float = Field(default=0.1, ge=0, le=1)
-    """The job stops when a larger share of its rows, or of its files, cannot be embedded."""
-    pool: ActorPool | None = None
-    """How many copies of the model run, and what each takes; what the cluster has when left out."""
+    """Largest share of rows, or of files, that may be rejected; above it the job stops."""
+    pool: Replicas | None = None
+    """Replicas of the model. Default: by the cluster."""
     readers: Pool | None = None
-    """How many processes read and tokenise; by what the cluster has when left out."""
+    """Processes that read and tokenise. Default: 2; with many CPUs a quarter of them."""
 
     @model_validator(mode="after")
     def _columns_differ(self) -> EmbedSettings:
@@ -117,20 +106,11 @@ class EmbedSettings(Settings):
 
     @property
     def copied(self) -> tuple[str, ...]:
-        """Columns of the input that stand in the output too."""
+        """Columns of the input that are copied to the output."""
         return (*((self.id_column,) if self.id_column else ()), *self.carry)
 
     def decisive(self) -> dict[str, Any]:
-        """What must stay the same in one output folder."""
-        free = {
-            "model",
-            "revision",
-            "inputs",
-            "batch_tokens",
-            "max_rejected",
-            "pool",
-            "readers",
-            "unique",
-            "unique_gib",
-        }
-        return self.model_dump(mode="json", exclude=free)
+        """Settings that must stay the same in one output folder."""
+        identified = {"model", "revision", "inputs"}  # by weights, and file by file
+        free = {"batch_tokens", "max_rejected", "pool", "readers", "unique", "unique_gib"}
+        return self.model_dump(mode="json", exclude=identified | free)

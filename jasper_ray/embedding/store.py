@@ -1,4 +1,4 @@
-"""A folder in any file system that pyarrow knows, in which files appear whole or not at all."""
+"""A folder in any file system that pyarrow knows, with atomic writes."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from jasper_ray.config import ConfigError
 from jasper_ray.sources.files import printable
 
 APPEAR_WHOLE = ("s3", "gcs", "abfs")
-"""Object stores: an object is seen when all of it is there. Elsewhere a file is written aside, then renamed."""
+"""Object stores, where an object appears when it is complete. Elsewhere a file is written aside, then renamed."""
 
 
 @dataclass(frozen=True)
 class Store:
-    """A folder."""
+    """A folder of files."""
 
     filesystem: fs.FileSystem
     root: str
     """Its path in that file system."""
     address: str
-    """What the user calls it."""
+    """Its address for messages, without secrets."""
 
     def write(self, name: str, data: bytes | pa.Buffer) -> None:
-        """Write a file of that name, whole, in the place of one that is there."""
+        """Write or replace a file atomically."""
         path = posixpath.join(self.root, name)
         folder, _, last = path.rpartition("/")
         if self.filesystem.type_name in APPEAR_WHOLE:
@@ -50,28 +50,28 @@ class Store:
     def _fill(self, path: str, data: bytes | pa.Buffer) -> None:
         with self.filesystem.open_output_stream(path, compression=None) as stream:
             stream.write(data)
-        if self.local:  # so that a power cut cannot leave an empty file under a finished name
+        if self.local:  # so that a power cut leaves no empty file under a finished name
             descriptor = os.open(path, os.O_RDONLY)
             os.fsync(descriptor)
             os.close(descriptor)
 
     def holds(self, name: str) -> bool:
-        """Whether a file of that name is there."""
+        """Check that a file exists."""
         return bool(self.filesystem.get_file_info(posixpath.join(self.root, name)).type == fs.FileType.File)
 
     def read(self, name: str) -> pa.Buffer | None:
-        """All of a file; None where there is none."""
+        """Read a whole file; None if it does not exist."""
         if not self.holds(name):
             return None
         with self.filesystem.open_input_file(posixpath.join(self.root, name)) as stream:
             return stream.read_buffer()
 
     def names(self, folder: str) -> list[str]:
-        """Names of the files directly in a folder, sorted; those of unfinished files are left out."""
+        """List the files directly in a folder, sorted, without unfinished ones."""
         return [name for name in self._all_names(folder) if not name.startswith(".")]
 
     def sweep(self, folder: str) -> None:
-        """Remove unfinished files, whose writers must not live any more."""
+        """Remove unfinished files; their writers must have ended."""
         for name in self._all_names(folder):
             if name.startswith("."):
                 self.delete(f"{folder}/{name}")
@@ -81,17 +81,17 @@ class Store:
         return sorted(info.base_name for info in self.filesystem.get_file_info(selector) if info.is_file)
 
     def delete(self, name: str) -> None:
-        """Remove a file that is there."""
+        """Delete a file."""
         self.filesystem.delete_file(posixpath.join(self.root, name))
 
     @property
     def local(self) -> Path | None:
-        """The folder's path where it lies in a local or mounted file system."""
+        """The folder's path if it is in a local or mounted file system."""
         return Path(self.root) if isinstance(self.filesystem, fs.LocalFileSystem) else None
 
 
 def open_store(address: str, write: bool = True) -> Store:
-    """The folder at a path or URI, made where it is missing if it is to be written.
+    """Open the folder at a path or URI; to `write`, make it if it is missing.
 
     Raises:
         ConfigError: it cannot be opened or written.

@@ -16,33 +16,105 @@ import pyarrow.parquet as pq
 import ray
 
 from jasper_ray.config import ConfigError
-from jasper_ray.embedding.chunks import Block, Preparation, Span, block_name, block_of, read_span
-from jasper_ray.embedding.folder import Job, OutputFolder
+from jasper_ray.embedding.chunks import Chunk, Span, chunk_of, read_chunks
+from jasper_ray.embedding.folder import OutputFolder, Resolved
 from jasper_ray.embedding.inputs import list_inputs
 from jasper_ray.embedding.job import weights_of, with_absolute_model
-from jasper_ray.embedding.manifest import Manifest, totals
-from jasper_ray.embedding.model import budget_of, open_encoder, prompt_name_of
-from jasper_ray.embedding.output import REJECTED, VECTORS, Record, encode_block
-from jasper_ray.embedding.pools import needs, with_pools
+from jasper_ray.embedding.manifest import EmbeddingManifest, totals
+from jasper_ray.embedding.output import REJECTED, VECTORS, ChunkRecord, encode_chunk
+from jasper_ray.embedding.plan import Plan, plan_on_cluster, reserved
 from jasper_ray.embedding.reading import over_all, scan_files
 from jasper_ray.embedding.settings import EmbedSettings, VectorColumn
 from jasper_ray.embedding.store import Store, open_store
 from jasper_ray.encoders.precision import TOLERANCE
 from jasper_ray.models.identity import revision_in
 from jasper_ray.ray_runtime import plain_errors, ray_session
-from jasper_ray.sources.tables import TEXT, Columns
+from jasper_ray.sources.tables import TEXT
 from jasper_ray.vectors import least_cosine, quantise_int8
 
+logger = logging.getLogger(__name__)
+
+SAMPLE_CHUNKS = 4
+"""Chunks whose rows are embedded again."""
 SAMPLE_ROWS = 64
-"""Rows of a block that are embedded again."""
+"""Rows of such a chunk that are embedded again."""
 NORM_TOLERANCE = 2e-3
-"""Of a vector's length from 1: float16 keeps three digits."""
+"""Largest deviation of a vector's length from 1: float16 keeps three digits."""
 SURE = 0.1
-"""Of a typical number of a vector: below this a sign is not compared."""
+"""Components below this share of a typical one are skipped when signs are compared."""
 
 
-def file_fault(record: Record, columns: Sequence[VectorColumn], store: Store) -> str:
-    """What is wrong with a block's files, in words; empty when nothing is."""
+def verify_corpus(settings: EmbedSettings, output: str) -> str:
+    """Verify an output folder, and report it in a sentence. Writes nothing.
+
+    Raises:
+        ConfigError: with the first fault; or the folder is not finished, or was made with other settings.
+    """
+    settings = with_absolute_model(settings)
+    folder = OutputFolder(open_store(output, write=False))
+    manifest = folder.manifest()
+    weights = weights_of(settings, folder)
+    provenance = folder.check(settings, weights)
+    if manifest is None or provenance is None:
+        raise ConfigError(
+            f"{folder.store.address} is not finished: it has no manifest.json; run the command without --verify first"
+        )
+    begun = {chunk_of(record.name)[0] for record in manifest.blocks}
+    folder.check_unchanged(list_inputs(settings), folder.known(), begun)
+    with ray_session(*reserved(settings)):
+        plan = plan_on_cluster(settings, revision_in(weights))
+        faults = check_counts(manifest, folder)
+        logger.info("checking %d files", len(manifest.blocks))
+        faults += file_faults(manifest.blocks, provenance.resolved.vectors, folder.store)
+        if faults:
+            raise ConfigError(
+                f"{len(faults)} faults in {folder.store.address}, the first: {faults[0]}; "
+                "delete that file (and for one in rejected/ its namesake in vectors/), and run the command without "
+                "--verify to embed its rows again"
+            )
+        least, rows = check_sample(plan, folder, provenance.resolved, manifest)
+    return (
+        f"{len(manifest.blocks):,} files with {manifest.embedded:,} vectors are as the manifest says; "
+        f"{rows:,} rows embedded again agree with what is stored (least cosine {least:.5f})"
+    )
+
+
+def check_counts(manifest: EmbeddingManifest, folder: OutputFolder) -> list[str]:
+    """List the sums of the manifest that are wrong.
+
+    Raises:
+        ConfigError: files were written after the manifest.
+    """
+    faults = []
+    sums = totals(manifest.blocks)
+    if (sums["rows"], sums["embedded"]) != (manifest.rows, manifest.embedded):
+        faults.append(f"the chunks have {sums['rows']} rows, and the manifest {manifest.rows}")
+    if manifest.rows != manifest.embedded + sum(manifest.rejected.values()):
+        faults.append(f"{manifest.rows} rows are not {manifest.embedded} embedded and those rejected together")
+    if later := folder.finished() - {record.name for record in manifest.blocks}:
+        raise ConfigError(
+            f"{folder.store.address} is not finished: {len(later)} files were written after the manifest; "
+            "run the command without --verify first"
+        )
+    return faults
+
+
+def file_faults(records: Sequence[ChunkRecord], columns: Sequence[VectorColumn], store: Store) -> list[str]:
+    """Check the files of all chunks, and list what is wrong."""
+    items = [{"record": record.model_dump_json()} for record in records]
+    return [row["fault"] for row in over_all(items, check_row, columns=columns, store=store) if row["fault"]]
+
+
+def check_row(row: dict[str, Any], columns: Sequence[VectorColumn], store: Store) -> dict[str, Any]:
+    record = ChunkRecord.model_validate_json(row["record"])
+    try:
+        return {"fault": file_fault(record, columns, store)}
+    except (pa.ArrowException, OSError, KeyError) as error:
+        return {"fault": f"vectors/{record.name} cannot be read: {error}"}
+
+
+def file_fault(record: ChunkRecord, columns: Sequence[VectorColumn], store: Store) -> str:
+    """Check a chunk's files, and describe the first fault; empty if there is none."""
     data = store.read(f"{VECTORS}/{record.name}")
     if data is None:
         return f"vectors/{record.name} is missing"
@@ -64,79 +136,104 @@ def file_fault(record: Record, columns: Sequence[VectorColumn], store: Store) ->
 
 
 def numbers(table: pa.Table, column: VectorColumn) -> np.ndarray:
-    """A stored column, `[N, W]`."""
+    """Read a stored column, `[N, W]`."""
     values = table[column.name].combine_chunks()
     return np.asarray(values.flatten().to_numpy(zero_copy_only=False)).reshape(len(table), column.width)
 
 
-def embed_again(
-    settings: EmbedSettings, revision: str | None, job: Job, spans: Sequence[Span], folder: OutputFolder
+def check_sample(
+    plan: Plan, folder: OutputFolder, resolved: Resolved, manifest: EmbeddingManifest
 ) -> tuple[float, int]:
-    """Read a block of each span again, compare all of its ids, and embed some of its rows, evenly spread."""
-    encoder = open_encoder(settings, revision, job.resolved.precision)
-    prompt_name = prompt_name_of(settings, encoder)
-    preparation = Preparation(encoder.tokenizing(prompt_name), settings.truncate, settings.id_column, settings.carry)
-    columns = job.resolved.vectors
-    dims = [column.dim for column in columns]
+    """Embed a sample of rows again; return the least cosine with the stored ones, and the number of rows.
+
+    Raises:
+        ConfigError: a cosine is too small, or the rows are not those that were embedded.
+    """
+    spans = sample_spans(plan, manifest)
+    if not spans:
+        logger.warning("no input file is left; skipping the re-embedding check")
+        return 1.0, 0
+    task = ray.remote(max_calls=1)(embed_again).options(num_cpus=plan.pool.cpus, num_gpus=plan.pool.gpus)
+    with plain_errors():
+        least, rows = ray.get(task.remote(plan, resolved, spans, folder))
+    return float(least), int(rows)
+
+
+def sample_spans(plan: Plan, manifest: EmbeddingManifest) -> list[Span]:
+    """Choose chunks from all over the input."""
+    known = {count.file for count in manifest.files if count.rows}
+    present = [file for file in list_inputs(plan.settings) if file.known.name in known]
+    chosen = present[:: max(1, len(present) // SAMPLE_CHUNKS)][:SAMPLE_CHUNKS]
+    chunk_rows = plan.settings.block_rows
+    scans = scan_files(chosen, plan.columns, chunk_rows)
+    spans = [
+        Span(file, (chunk,), chunk_rows, scan.offsets[chunk] if scan.offsets else 0)
+        for file, scan in zip(chosen, scans, strict=True)
+        for chunk in range(math.ceil(scan.rows / chunk_rows))
+    ]
+    return spans[:: max(1, len(spans) // SAMPLE_CHUNKS)][:SAMPLE_CHUNKS]
+
+
+def embed_again(plan: Plan, resolved: Resolved, spans: Sequence[Span], folder: OutputFolder) -> tuple[float, int]:
+    """Read a chunk of each span again, compare all of its ids, and embed some of its rows, evenly spread."""
+    opened = plan.open(resolved.precision)
+    columns = resolved.vectors
     ranges = folder.ranges({column.dim for column in columns if column.dtype == "int8"})
     least, rows = 1.0, 0
     for span in spans:
-        number, table = next(read_span(span, Columns(settings.text_column, settings.copied), settings.block_rows))
-        name = block_name(span.file.known.key, number)
-        block = preparation.block(name, span.file.known.name, number * settings.block_rows, table)
-        stored = read_vectors(folder.store, name)
-        if stored[block.kept.column_names[0]].to_pylist() != block.kept.column(0).to_pylist():
-            raise ConfigError(f"vectors/{name} holds other rows than its input file does now; the file has changed")
-        places_N = np.unique(np.linspace(0, max(0, len(stored) - 1), min(len(stored), SAMPLE_ROWS)).astype(np.int64))
-        few = some_rows(block, places_N)
-        heads = encode_block(few, encoder, prompt_name, dims, budget_of(settings)).heads
+        chunk = next(read_chunks(span, plan.settings, opened.tokenizing))
+        data = folder.store.read(f"{VECTORS}/{chunk.name}")
+        assert data is not None, "checked before"
+        table = pq.read_table(pa.BufferReader(data))
+        if table[chunk.kept.column_names[0]].to_pylist() != chunk.kept.column(0).to_pylist():
+            raise ConfigError(
+                f"vectors/{chunk.name} holds other rows than its input file does now; the file has changed"
+            )
+        places_N = np.unique(np.linspace(0, max(0, len(table) - 1), min(len(table), SAMPLE_ROWS)).astype(np.int64))
+        few = some_rows(chunk, places_N)
+        heads = encode_chunk(few, opened, [column.dim for column in columns]).heads
         texts_N = few.kept[TEXT].to_numpy()
         again = {dim: vectors_UD[texts_N] for dim, vectors_UD in heads.items()}
-        least = min([least, *(agreement(name, stored.take(places_N), column, again, ranges) for column in columns)])
+        cosines = (compare_stored(chunk.name, table.take(places_N), column, again, ranges) for column in columns)
+        least = min([least, *cosines])
         rows += len(places_N)
     return least, rows
 
 
-def read_vectors(store: Store, name: str) -> pa.Table:
-    data = store.read(f"{VECTORS}/{name}")
-    assert data is not None, "checked before"
-    return pq.read_table(pa.BufferReader(data))
-
-
-def some_rows(block: Block, places_N: np.ndarray) -> Block:
-    """The kept rows of a block at these places, with the texts that they have."""
-    kept = block.kept.take(pa.array(places_N, pa.int64()))
+def some_rows(chunk: Chunk, places_N: np.ndarray) -> Chunk:
+    """Select the kept rows of a chunk at these places, with their texts."""
+    kept = chunk.kept.take(pa.array(places_N, pa.int64()))
     used_U, texts_N = np.unique(kept[TEXT].to_numpy(), return_inverse=True)
     texts = kept.set_column(kept.column_names.index(TEXT), TEXT, pa.array(texts_N, pa.int32()))
-    return block._replace(kept=texts, texts=block.texts.take(pa.array(used_U, pa.int64())))
+    return chunk._replace(kept=texts, texts=chunk.texts.take(pa.array(used_U, pa.int64())))
 
 
-def agreement(
-    name: str, stored: pa.Table, column: VectorColumn, again: Mapping[int, np.ndarray], ranges: Mapping[int, np.ndarray]
+def compare_stored(
+    name: str, table: pa.Table, column: VectorColumn, again: Mapping[int, np.ndarray], ranges: Mapping[int, np.ndarray]
 ) -> float:
-    """The least cosine of stored rows with what was computed again; for binary, with what its signs tell of that.
+    """Compare stored rows with those embedded again, and return the least cosine; of binary ones compare the signs.
 
     Raises:
         ConfigError: it is too small.
     """
     again_ND = again[column.dim]
-    stored_ND = restored(numbers(stored, column), column, ranges)
-    if column.dtype == "int8":  # what lies outside of the ranges was cut off
+    stored_ND = restored(numbers(table, column), column, ranges)
+    if column.dtype == "int8":  # values outside of the ranges were clipped
         again_ND = restored(quantise_int8(again_ND, ranges[column.dim]), column, ranges)
-    if column.dtype == "binary":  # a number next to zero may have turned its sign
+    if column.dtype == "binary":  # a number next to zero may have changed its sign
         sure_ND = np.abs(again_ND) > SURE * np.sqrt(1 / column.dim)
         stored_ND, again_ND = stored_ND * sure_ND, np.sign(again_ND) * sure_ND
     cosine = least_cosine(stored_ND, again_ND) if again_ND.any() else 1.0
     if not cosine >= TOLERANCE:
         raise ConfigError(
-            f"a row of vectors/{name} embedded again has a cosine of {cosine:.5f} with its {column.name}, and "
-            f"{TOLERANCE} was expected; the model, its libraries or the texts are not what they were"
+            f"a row of vectors/{name} embedded again has a cosine of {cosine:.5f} with its {column.name}, and at least "
+            f"{TOLERANCE} was expected; the model, its libraries or the texts have changed"
         )
     return cosine
 
 
 def restored(x_NW: np.ndarray, column: VectorColumn, ranges: Mapping[int, np.ndarray]) -> np.ndarray:
-    """Stored numbers as a vector `[N, D]` again, as far as they tell."""
+    """Convert stored numbers back to vectors `[N, D]`."""
     if column.dtype == "binary":
         bits_ND = np.unpackbits((x_NW.astype(np.int16) + 128).astype(np.uint8), axis=1)
         return bits_ND.astype(np.float32) * 2 - 1
@@ -144,108 +241,3 @@ def restored(x_NW: np.ndarray, column: VectorColumn, ranges: Mapping[int, np.nda
         low_D, high_D = ranges[column.dim]
         return low_D + (x_NW.astype(np.float32) + 128.5) * (high_D - low_D) / 255
     return x_NW.astype(np.float32)
-
-
-logger = logging.getLogger(__name__)
-
-SAMPLE_BLOCKS = 4
-"""Blocks that are looked into."""
-
-
-def verify_corpus(settings: EmbedSettings, output: str) -> str:
-    """Say in a sentence that all is as the manifest tells. Writes nothing.
-
-    Raises:
-        ConfigError: something is not; or the folder is not finished, or asked about with other settings.
-    """
-    settings = with_absolute_model(settings)
-    folder = OutputFolder(open_store(output, write=False))
-    manifest = folder.manifest()
-    job = folder.check(settings, weights_of(settings, folder))
-    if manifest is None or job is None:
-        raise ConfigError(
-            f"{folder.store.address} is not finished: it has no manifest.json; run the command without --verify first"
-        )
-    begun = {block_of(record.name)[0] for record in manifest.blocks}
-    folder.check_unchanged(list_inputs(settings), folder.known(), begun)
-    with ray_session(*needs(settings)):
-        settings = with_pools(settings)
-        faults = check_account(manifest, folder)
-        logger.info("checking %d files", len(manifest.blocks))
-        faults += check_files(manifest.blocks, job.resolved.vectors, folder.store)
-        if faults:
-            raise ConfigError(
-                f"{len(faults)} faults in {folder.store.address}, the first: {faults[0]}; "
-                "delete such a file (if it lies in rejected/, the one of its name in vectors/ too), and run the "
-                "command without --verify to make it anew"
-            )
-        least, rows = check_sample(settings, folder, job, manifest)
-    return (
-        f"{len(manifest.blocks):,} files with {manifest.embedded:,} vectors are as the manifest says; "
-        f"{rows:,} rows embedded again agree with what is stored (least cosine {least:.5f})"
-    )
-
-
-def check_account(manifest: Manifest, folder: OutputFolder) -> list[str]:
-    """What does not add up in the manifest, or lies in the folder and not in it."""
-    faults = []
-    sums = totals(manifest.blocks)
-    if (sums["rows"], sums["embedded"]) != (manifest.rows, manifest.embedded):
-        faults.append(f"the blocks have {sums['rows']} rows, and the manifest {manifest.rows}")
-    if manifest.rows != manifest.embedded + sum(manifest.rejected.values()):
-        faults.append(f"{manifest.rows} rows are not {manifest.embedded} embedded and those rejected together")
-    if later := folder.finished() - {record.name for record in manifest.blocks}:
-        raise ConfigError(
-            f"{folder.store.address} is not finished: {len(later)} files were written after the manifest; "
-            "run the command without --verify first"
-        )
-    return faults
-
-
-def check_files(records: Sequence[Record], columns: Sequence[VectorColumn], store: Store) -> list[str]:
-    """What is wrong with any file."""
-    items = [{"record": record.model_dump_json()} for record in records]
-    return [row["fault"] for row in over_all(items, check_row, columns=columns, store=store) if row["fault"]]
-
-
-def check_row(row: dict[str, Any], columns: Sequence[VectorColumn], store: Store) -> dict[str, Any]:
-    record = Record.model_validate_json(row["record"])
-    try:
-        return {"fault": file_fault(record, columns, store)}
-    except (pa.ArrowException, OSError, KeyError) as error:
-        return {"fault": f"vectors/{record.name} cannot be read: {error}"}
-
-
-def check_sample(settings: EmbedSettings, folder: OutputFolder, job: Job, manifest: Manifest) -> tuple[float, int]:
-    """The least cosine of a sample of rows with what is stored, and how many rows it has.
-
-    Raises:
-        ConfigError: it is too small, or the rows are not those that were embedded.
-    """
-    spans = sample_spans(settings, manifest)
-    if not spans:
-        logger.warning("none of the input files is there now: nothing is embedded again")
-        return 1.0, 0
-    assert settings.pool
-    revision = revision_in(job.weights)
-    task = ray.remote(max_calls=1)(embed_again).options(num_cpus=settings.pool.cpus, num_gpus=settings.pool.gpus)
-    with plain_errors():
-        least, rows = ray.get(task.remote(settings, revision, job, spans, folder))
-    return float(least), int(rows)
-
-
-def sample_spans(settings: EmbedSettings, manifest: Manifest) -> list[Span]:
-    """Some blocks from all over the input."""
-    files = list_inputs(settings)
-    known = {count.file for count in manifest.files if count.rows}
-    there = [file for file in files if file.known.name in known]
-    chosen = there[:: max(1, len(there) // SAMPLE_BLOCKS)][:SAMPLE_BLOCKS]
-    columns = Columns(settings.text_column, settings.copied)
-    block_rows = settings.block_rows
-    scans = scan_files(chosen, columns, block_rows)
-    blocks = [
-        Span(file, (block,), block_rows, scan.offsets[block] if scan.offsets else 0)
-        for file, scan in zip(chosen, scans, strict=True)
-        for block in range(math.ceil(scan.rows / block_rows))
-    ]
-    return blocks[:: max(1, len(blocks) // SAMPLE_BLOCKS)][:SAMPLE_BLOCKS]

@@ -1,11 +1,11 @@
-"""Encoders: texts to unit vectors."""
+"""Encoders: texts and images to unit vectors."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from jasper_ray.assets import locate
-from jasper_ray.encoders.base import Encoder, TokenEncoder
+from jasper_ray.encoders.base import Encoder, ImageEncoder, image_encoder
 from jasper_ray.encoders.hashing import HashEncoder
 from jasper_ray.encoders.sentence_transformer import SentenceTransformerEncoder, load_sentence_transformer
 from jasper_ray.encoders.student import StudentEncoder, load_student
@@ -14,9 +14,10 @@ from jasper_ray.vectors import Dtype
 __all__ = [
     "Encoder",
     "HashEncoder",
+    "ImageEncoder",
     "SentenceTransformerEncoder",
     "StudentEncoder",
-    "TokenEncoder",
+    "image_encoder",
     "load_encoder",
     "load_sentence_transformer",
     "load_student",
@@ -30,19 +31,16 @@ def load_encoder(
     *,
     revision: str | None = None,
     max_length: int | None = None,
-    sight: bool = True,
-) -> TokenEncoder:
-    """A student folder with all its heads, or any sentence-transformers model by folder, hub id or asset name.
+    vision: bool = True,
+) -> Encoder:
+    """Load a student folder, or any sentence-transformers model by folder, hub id or asset name.
 
-    `max_length` (tokens) replaces the model's own limit; without `sight` a student's vision takes no memory.
+    `max_length` (tokens) replaces the model's own limit. Without `vision` a student takes no images and less memory.
 
     Raises:
         ConfigError: nothing loads from there.
     """
     location = locate(model, revision)
-    if not any(Path(location).glob("2_Dense_*")):
-        return load_sentence_transformer(location, revision, device=device, dtype=dtype, max_length=max_length)
-    student = load_student(location, device, dtype, sight=sight)
-    if max_length:
-        student.card = student.card.model_copy(update={"max_length": max_length})
-    return student
+    if any(Path(location).glob("2_Dense_*")):
+        return load_student(location, device, dtype, vision=vision, max_length=max_length)
+    return load_sentence_transformer(location, revision, device=device, dtype=dtype, max_length=max_length)

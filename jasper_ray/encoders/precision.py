@@ -1,7 +1,7 @@
-"""The precision that a model computes in where nobody names one.
+"""The default compute precision of a device, and the check of a precision against float32.
 
-A device is measured, for what it says of itself does not tell: processors without bfloat16 compute in it all the same,
-many times slower, and which flag tells them apart differs between systems.
+The device is measured, since its flags are unreliable: CPUs without bfloat16 still compute in it, many times
+slower, and the flag that tells them apart differs between systems.
 """
 
 # Shape legend: B rows, D width of a layer.
@@ -23,22 +23,22 @@ from jasper_ray.vectors import Dtype, Precision, least_cosine
 TOLERANCE = 0.999
 """Least cosine with float32 that a lower precision must reach on every text of a sample."""
 WORTH = 1.25
-"""Times as fast as float32 that bfloat16 must be: below that, its rounding buys nothing."""
+"""Least speed of bfloat16 over float32 that is worth its rounding."""
 ROUNDS = 5
-"""Times that the layer is measured; the fastest counts, since other programs only ever slow it down."""
+"""Measurements of the layer; the fastest counts, since other programs only slow it down."""
 SIZES = {"cpu": (64, 384), "cuda": (4096, 2048)}
-"""Rows and width of the measured layer: milliseconds of work, and enough of it to fill the device."""
+"""Rows and width of the measured layer: milliseconds of work, enough to fill the device."""
 OVERRIDE = "JASPER_RAY_PRECISION"
-"""Environment variable that decides in place of a measurement."""
+"""Environment variable that replaces the measurement."""
 
 
 def precise(precision: Precision, device: str | None, learning: bool = False) -> Dtype:
-    """The precision to compute in: the given one, or what `device` is fast in for `auto`."""
+    """Resolve `auto` to the precision that `device` is fast in; any other is returned as it is."""
     return fast_precision(device, learning) if precision == "auto" else precision
 
 
 def fast_precision(device: str | None, learning: bool = False) -> Dtype:
-    """bfloat16 where a processor or CUDA computes clearly faster in it, else float32; JASPER_RAY_PRECISION overrides.
+    """Choose bfloat16 if the device is clearly faster in it, else float32; JASPER_RAY_PRECISION overrides.
 
     Raises:
         ConfigError: the variable names neither.
@@ -49,10 +49,10 @@ def fast_precision(device: str | None, learning: bool = False) -> Dtype:
 
 
 def overridden_precision() -> Dtype | None:
-    """Read JASPER_RAY_PRECISION, which decides in place of a measurement; None where it is unset.
+    """Read JASPER_RAY_PRECISION, which replaces the measurement; None if unset.
 
     Raises:
-        ConfigError: the variable names no precision that `auto` may take.
+        ConfigError: the variable names neither float32 nor bfloat16.
     """
     decided = os.environ.get(OVERRIDE)
     if not decided:
@@ -63,18 +63,18 @@ def overridden_precision() -> Dtype | None:
 
 
 def worth_precision(speed: float) -> Dtype:
-    """bfloat16 where it is so many times as fast as float32 that its rounding is worth it."""
+    """Choose bfloat16 if its speed over float32 is worth its rounding."""
     return "bfloat16" if speed >= WORTH else "float32"
 
 
 @cache
 def bfloat16_speed(device: str, learning: bool = False) -> float:
-    """How many times as fast as in float32 a `cpu` or `cuda` computes a linear layer in bfloat16; below 1 it is slower.
+    """Measure the speed of a linear layer in bfloat16 over float32 on `cpu` or `cuda`; below 1 it is slower.
 
-    `learning` adds the layer's gradients, whose products take other paths: a processor with AVX2 alone was 5 times
-    slower forward, and 10 times with gradients. Measured once a process, in half a second where bfloat16 is slow.
+    `learning` adds the layer's gradients, whose products take other paths: a CPU with AVX2 alone was 5 times
+    slower forward, and 10 times with gradients. Measured once per process, in half a second if bfloat16 is slow.
     """
-    clock = time.perf_counter if device == "cuda" else time.thread_time  # a busy machine takes processors away
+    clock = time.perf_counter if device == "cuda" else time.thread_time  # a busy machine takes CPUs away
     layers = [linear_layer(device, dtype, learning) for dtype in (torch.float32, torch.bfloat16)]
     with one_thread():
         for layer in layers:  # the first call sets libraries up
@@ -86,7 +86,7 @@ def bfloat16_speed(device: str, learning: bool = False) -> float:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Torch computes in this thread alone, whose time on a processor is then all of its work."""
+    """Let torch compute in this thread alone, so that the thread's time is all of the work."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -96,7 +96,7 @@ def one_thread() -> Iterator[None]:
 
 
 def linear_layer(device: str, dtype: torch.dtype, learning: bool) -> Callable[[], None]:
-    """The work that is measured: `[B, D]` times `[D, D]` on `device`, finished when the call returns."""
+    """Make the measured work: `[B, D]` times `[D, D]` on `device`, finished when the call returns."""
     rows, width = SIZES[device]
     x_BD = torch.ones(rows, width, device=device, dtype=dtype, requires_grad=learning)
     weight_DD = torch.ones(width, width, device=device, dtype=dtype, requires_grad=learning)
@@ -112,32 +112,31 @@ def linear_layer(device: str, dtype: torch.dtype, learning: bool) -> Callable[[]
 
 
 def timed(work: Callable[[], None], clock: Callable[[], float]) -> float:
-    """Seconds that a call takes by a clock."""
+    """Measure the seconds of a call by `clock`."""
     began = clock()
     work()
     return clock() - began
 
 
 def device_type(device: str | None) -> str:
-    """`cpu` for `cpu:0`; without a name what models are put on: a GPU where there is one."""
+    """Return `cpu` for `cpu:0`; by default the type that models load on: a GPU if there is one."""
     return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")).type
 
 
-def agreement(
-    exact: Mapping[int, np.ndarray], lower: Mapping[int, np.ndarray], dtype: Dtype, asked: bool
+def check_precision(
+    exact: Mapping[int, np.ndarray], lower: Mapping[int, np.ndarray], dtype: Dtype, required: bool
 ) -> float | None:
-    """The least cosine of vectors in `dtype` with those in float32, of every size; None where that is too little and
-    nobody asked for `dtype`.
+    """Compare vectors in `dtype` with those in float32 and return the least cosine of all sizes; None if it is too low.
 
     Raises:
-        ConfigError: it is too little, and `dtype` was asked for.
+        ConfigError: it is too low, and `dtype` is `required`.
     """
-    found = min(least_cosine(exact[dim], lower[dim]) for dim in exact)
-    if found >= TOLERANCE:
-        return found
-    if not asked:
+    cosine = min(least_cosine(exact[dim], lower[dim]) for dim in exact)
+    if cosine >= TOLERANCE:
+        return cosine
+    if not required:
         return None
     raise ConfigError(
-        f"in {dtype} a text of the sample has a cosine of {found:.5f} with float32, and {TOLERANCE} is asked for; "
-        "choose --precision float32"
+        f"in {dtype} a text of the sample has a cosine of {cosine:.5f} with float32, and at least {TOLERANCE} is "
+        "required; choose precision float32"
     )

@@ -1,6 +1,9 @@
-"""Any sentence-transformers model as an encoder: what most teachers are."""
+"""Any sentence-transformers model as an encoder, such as most teachers.
 
-# Shape legend: N texts, D size of the vectors.
+All names of that library that are not in its manual are used in this file.
+"""
+
+# Shape legend: N texts, B rows of a batch, D size of the vectors.
 
 from __future__ import annotations
 
@@ -13,38 +16,36 @@ from safetensors import SafetensorError
 
 from jasper_ray.assets import locate
 from jasper_ray.config import ConfigError
-from jasper_ray.encoders.base import known_dim, prompt_text
+from jasper_ray.encoders.base import Encoder, as_list, known_dim, prompt_text
 from jasper_ray.models.loading import first_line
-from jasper_ray.models.tokenizing import Ids, Tokenizing
+from jasper_ray.models.tokens import Ids, Tokenizing
 from jasper_ray.vectors import Dtype, normalise
 
-if TYPE_CHECKING:  # importing it takes seconds; whoever only reads settings does not wait for it
+if TYPE_CHECKING:  # importing it takes seconds; reading settings does not need it
     from sentence_transformers import SentenceTransformer
 
 
 NO_LIMIT = 1 << 20
-"""Tokens of a text for a model that names no limit."""
+"""Longest text, in tokens, of a model without a limit."""
 
 
-class SentenceTransformerEncoder:
+class SentenceTransformerEncoder(Encoder):
     """A sentence-transformers model; its vectors are normalised here, whether or not the model does so."""
 
     def __init__(
         self, model: SentenceTransformer, prompts: Mapping[str, str] | None = None, batch_size: int = 32
     ) -> None:
         self.model = model
-        self.prompts: Mapping[str, str] = dict(model.prompts) if prompts is None else prompts
+        self.prompts = dict(model.prompts) if prompts is None else prompts
         self.batch_size = batch_size
+        self.prompt_lengths: dict[str, int] = {}
+        """Tokens of the prompts met so far."""
 
     @property
     def dims(self) -> tuple[int, ...]:
         dim = self.model.get_embedding_dimension()
         assert dim is not None
         return (dim,)
-
-    @property
-    def sees(self) -> bool:
-        return False
 
     @property
     def default_prompt(self) -> str | None:
@@ -54,15 +55,17 @@ class SentenceTransformerEncoder:
     def pools_prompts(self) -> bool:
         return all(getattr(module, "include_prompt", True) for module in self.model)
 
+    @property
+    def allows_prefixes(self) -> bool:
+        return takes_tokens(self.model)
+
     def encode(self, texts: Sequence[str], prompt_name: str | None = None, dim: int | None = None) -> np.ndarray:
         """See `Encoder.encode`."""
         size = known_dim(self.dims, dim)
         if not len(texts):
             return np.empty((0, size), np.float32)
-        if isinstance(texts, str):
-            raise TypeError(f"found one string, {texts[:40]!r}, where a list of texts was expected; put it in a list")
         vectors_ND = self.model.encode(
-            list(texts),
+            as_list(texts),
             prompt=prompt_text(self.prompts, prompt_name),  # apart from the text: some models do not pool over it
             batch_size=self.batch_size,
             show_progress_bar=False,
@@ -70,12 +73,8 @@ class SentenceTransformerEncoder:
         )
         return normalise(vectors_ND)
 
-    def encode_heads(self, texts: Sequence[str], prompt_name: str | None = None) -> dict[int, np.ndarray]:
-        """See `Encoder.encode_heads`."""
-        return {self.dims[0]: self.encode(texts, prompt_name)}
-
     def tokenizing(self, prompt_name: str | None = None) -> Tokenizing | None:
-        """See `TokenEncoder.tokenizing`."""
+        """See `Encoder.tokenizing`."""
         prompt = prompt_text(self.prompts, prompt_name)
         if not takes_tokens(self.model):
             return None
@@ -83,7 +82,7 @@ class SentenceTransformerEncoder:
 
     @torch.inference_mode()
     def encode_tokens(self, ids: Ids, dims: Sequence[int], prompt_name: str | None = None) -> dict[int, np.ndarray]:
-        """See `TokenEncoder.encode_tokens`. A size below the model's is a prefix, for models trained to allow it."""
+        """See `Encoder.encode_tokens`. A size below the model's is a prefix, for models trained to allow it."""
         ids_BT, mask_BT = Tokenizing(self.model.tokenizer, NO_LIMIT).padded(ids)
         tensors = {"input_ids": torch.from_numpy(ids_BT), "attention_mask": torch.from_numpy(mask_BT)}
         if "token_type_ids" in self.model.tokenizer.model_input_names:
@@ -91,7 +90,9 @@ class SentenceTransformerEncoder:
         features: dict[str, Any] = {name: tensor.to(self.model.device) for name, tensor in tensors.items()}
         features["modality"] = "text"
         if prompt := prompt_text(self.prompts, prompt_name):
-            features["prompt_length"] = self.model[0]._get_prompt_length(prompt)
+            if prompt not in self.prompt_lengths:
+                self.prompt_lengths[prompt] = self.model.preprocess(["text"], prompt=prompt)["prompt_length"]
+            features["prompt_length"] = self.prompt_lengths[prompt]
         vectors_BD = self.model(features)["sentence_embedding"].float().cpu().numpy()
         return {dim: normalise(vectors_BD[:, :dim]) for dim in dims}
 
@@ -108,11 +109,11 @@ def load_sentence_transformer(
     trust_remote_code: bool = False,
     head: int | None = None,
 ) -> SentenceTransformerEncoder:
-    """An encoder from a hub id, a local folder or a shipped asset. The transformer's weights are read from safetensors
-    alone; a dense layer that comes without is read by torch's `weights_only`, which runs no code.
+    """Load a model from a hub id, a local folder or a shipped asset.
 
-    `max_length` (tokens) and `prompts` replace the model's own when given. `head` takes the dense layer in the folder
-    `2_Dense_<head>` instead of the one that the model names.
+    The transformer's weights are read from safetensors alone; a dense layer without any is read by torch's
+    `weights_only`, which runs no code. `max_length` (tokens) and `prompts` replace the model's own. `head` selects the
+    dense layer in the folder `2_Dense_<head>` instead of the one that the model names.
 
     Raises:
         ConfigError: nothing loads from there.
@@ -140,11 +141,11 @@ def load_sentence_transformer(
 
 
 def takes_tokens(model: SentenceTransformer) -> bool:
-    """Whether the model's first module is a transformer that reads what its fast tokenizer makes, as it is.
+    """Recognise a model whose first module is a transformer that reads the ids of its fast tokenizer unchanged.
 
-    Others (bags of words, static embeddings, chat templates) tokenise in ways of their own.
+    Others (bags of words, static embeddings, chat templates) tokenise in their own ways.
     """
-    from sentence_transformers.models import Transformer
+    from sentence_transformers.sentence_transformer.modules import Transformer
     from transformers import PreTrainedTokenizerFast
 
     first = model[0]
@@ -155,23 +156,23 @@ def takes_tokens(model: SentenceTransformer) -> bool:
         and first.modality_config.get("text", {}).get("method") == "forward"
         and "message" not in first.modality_config
         and not first.processing_kwargs
-        and not first._can_flatten_inputs()
+        and not first.can_flatten_inputs
     )
 
 
 def choose_head(model: SentenceTransformer, head: int, location: str, revision: str | None) -> None:
-    """Put the dense layer of `2_Dense_<head>` in the place of the model's last one.
+    """Replace the model's last dense layer by that of `2_Dense_<head>`.
 
     Raises:
         ConfigError: the model has no dense layer, or no such folder.
     """
-    # a folder that is missing is read as an empty configuration, hence the TypeError below
+    # a missing folder is read as an empty configuration, hence the TypeError below
     places = [place for place, module in enumerate(model) if type(module).__name__ == "Dense"]
     folder = f"2_Dense_{head}"
     try:
         dense = type(model[places[-1]]).load(location, subfolder=folder, revision=revision)
     except (IndexError, OSError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
         raise ConfigError(
-            f"{location!r} has no dense layer {folder} ({first_line(error)}); mend or remove head"
+            f"{location!r} has no dense layer {folder} ({first_line(error)}); fix or remove head"
         ) from error
     model[places[-1]] = dense.to(model.device, model.dtype)

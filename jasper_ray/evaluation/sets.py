@@ -12,14 +12,14 @@ import json
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, Protocol, TypeAlias, Union, cast
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypeAlias, Union
 
 import numpy as np
 import yaml
 from pydantic import Field, ValidationError, create_model
 
 from jasper_ray.config import ConfigError, Settings, fingerprint, first_fault
-from jasper_ray.encoders.base import Encoder, known_dim
+from jasper_ray.encoders.base import Encoder, image_encoder, known_dim
 from jasper_ray.evaluation.base import ImageRequest, Score, SetData, SetSettings, Style, TextRequest, as_scores
 from jasper_ray.evaluation.classification import ClassificationSet
 from jasper_ray.evaluation.geometry import GEOMETRY
@@ -120,14 +120,6 @@ def text_sets(sets: Sequence[SetData]) -> list[SetData]:
 # Scoring
 
 
-class SeeingEncoder(Protocol):
-    """An encoder of images."""
-
-    def encode_heads(self, *, images: Sequence[bytes]) -> dict[int, np.ndarray]:
-        """Return the vectors of every size, from one pass through the vision tower and the body."""
-        ...
-
-
 class Kind(NamedTuple):
     """A kind of input that is encoded in one call: images, or texts with one prompt."""
 
@@ -145,7 +137,7 @@ def evaluate(encoder: Encoder, sets: Sequence[SetData], dims: Sequence[int] | No
         ConfigError: a head or a prompt that the encoder does not have, found before the first text is encoded.
     """
     dims = encoder.dims if dims is None else tuple(dims)
-    measured = [data for data in sets if encoder.sees or not data.needs_vision]
+    measured = [data for data in sets if encoder.accepts_images or not data.needs_vision]
     for dim in dims:
         known_dim(encoder.dims, dim)
     check_prompts(encoder.prompts, measured, "the model")
@@ -154,7 +146,7 @@ def evaluate(encoder: Encoder, sets: Sequence[SetData], dims: Sequence[int] | No
 
 def skipped_sets(encoder: Encoder, sets: Sequence[SetData]) -> list[str]:
     """Return the names of the sets of images, if the encoder has no vision."""
-    return [data.name for data in sets if data.needs_vision and not encoder.sees]
+    return [data.name for data in sets if data.needs_vision and not encoder.accepts_images]
 
 
 def check_prompts(prompts: Mapping[str, str], sets: Sequence[SetData], owner: str) -> None:
@@ -191,7 +183,7 @@ def _encode(encoder: Encoder, data: SetData, dims: Sequence[int]) -> list[dict[i
 def _heads(encoder: Encoder, items: Sequence[Any], kind: Kind, dims: Sequence[int]) -> dict[int, np.ndarray]:
     """Return the vectors by head; of texts, a single head is computed alone."""
     if kind.images:
-        vectors = cast(SeeingEncoder, encoder).encode_heads(images=items)
+        vectors = image_encoder(encoder).encode_images(items)
     elif len(dims) == 1:
         vectors = {dims[0]: encoder.encode(items, kind.prompt, dim=dims[0])}
     else:

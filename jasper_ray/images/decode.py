@@ -1,4 +1,4 @@
-"""Decode image files, bytes and PIL images to RGB pixels within limits, or give the reason why not."""
+"""Decode image files, bytes and PIL images to RGB pixels within limits, or give the reason for refusing them."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from jasper_ray.config import ConfigError
 
 PIXEL_LIMIT = 50_000_000
-"""Pixels (width times height) of the largest image that is decoded: 200 MB of memory, and as much again on the way."""
+"""Pixels (width times height) of the largest image that is decoded: 200 MB of memory, and as much while decoding."""
 
 REASONS = ("missing", "empty", "not_an_image", "too_many_pixels", "broken")
-"""Why there are no pixels: no file, no bytes, another kind of file, too large, or damaged."""
+"""Reasons for refusing an image: no file, no bytes, another kind of file, too large, damaged."""
 
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "AVIF", "BMP", "TIFF")
-"""What is read. Pillow knows more, some of which start other programs (EPS) or are scientific grids."""
+"""Formats that are read. Pillow knows more, some of which start other programs (EPS) or are scientific grids."""
 
 _BEGINNINGS = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8")
 
@@ -31,7 +31,8 @@ _TURNED = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""How to bring an image upright, by its EXIF orientation."""
+"""The transposition that brings an image upright, by EXIF orientation. `ImageOps.exif_transpose` does the same, but
+fails on some damaged EXIF blocks, whose pixels may be fine."""
 
 
 class BadImage(ConfigError):
@@ -43,27 +44,26 @@ class BadImage(ConfigError):
 
 
 def decode(data: bytes, pixel_limit: int = PIXEL_LIMIT) -> Image.Image:
-    """The image in mode RGB, upright, with all its pixels in memory: about four times 4 bytes a pixel at the most.
+    """Decode an image to mode RGB, upright, in memory: at most about 16 bytes per pixel on the way.
 
-    Its size is read from the header first, and nothing is decoded above `pixel_limit` pixels. Of an animation the first
-    frame is taken; what is transparent lies on white; 16-bit values keep their upper eight bits.
+    The size is read from the header first, and an image above `pixel_limit` pixels is not decoded. An animation gives
+    its first frame, transparent pixels turn white, and 16-bit values keep their upper eight bits.
 
     Raises:
-        BadImage: there are no pixels to be had, and why.
+        BadImage: the image cannot be used.
     """
     if not data:
-        raise BadImage("the image has no bytes; write the file anew or leave it out", "empty")
+        raise BadImage("the image has no bytes; write the file again or remove it", "empty")
     with _open(data) as image:
-        return load(image, pixel_limit)
+        return to_rgb(image, pixel_limit)
 
 
-def load(image: Image.Image, pixel_limit: int = PIXEL_LIMIT) -> Image.Image:
-    """`decode` for an image that Pillow has opened, whether its pixels are in memory already or not."""
+def to_rgb(image: Image.Image, pixel_limit: int = PIXEL_LIMIT) -> Image.Image:
+    """Do the work of `decode` for an image that Pillow has opened, with or without its pixels in memory."""
     width, height = image.size
     if width * height > pixel_limit:
         raise BadImage(
-            f"the image has {width} x {height} pixels, more than {pixel_limit:,}; "
-            "leave it out, or raise pixel_limit where there is one",
+            f"the image has {width} x {height} pixels, more than {pixel_limit:,}; remove it, or raise pixel_limit",
             "too_many_pixels",
         )
     try:
@@ -78,7 +78,7 @@ def load(image: Image.Image, pixel_limit: int = PIXEL_LIMIT) -> Image.Image:
 
 
 def fault(data: bytes, pixel_limit: int = PIXEL_LIMIT) -> str | None:
-    """Why the image cannot be used, one of `REASONS`; None if it can."""
+    """Find the reason, one of `REASONS`, why an image cannot be used; None if it can."""
     try:
         decode(data, pixel_limit)
     except BadImage as error:
@@ -87,16 +87,16 @@ def fault(data: bytes, pixel_limit: int = PIXEL_LIMIT) -> str | None:
 
 
 def _open(data: bytes) -> Image.Image:
-    """The image with its header read, and nothing more."""
+    """Read the header of an image."""
     try:
         return Image.open(io.BytesIO(data), formats=_formats())
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise BadImage(f"the image is too large ({error}); leave it out", "too_many_pixels") from error
+        raise BadImage(f"the image is too large ({error}); remove it", "too_many_pixels") from error
     except UnidentifiedImageError as error:
         if data.startswith(_BEGINNINGS):
             raise _broken("its header is cut off or damaged") from error
         raise BadImage(
-            f"the bytes are no image; expected one of {', '.join(FORMATS)}: leave them out or convert them",
+            f"the bytes are no image; expected one of {', '.join(FORMATS)}: remove or convert them",
             "not_an_image",
         ) from error
     except Exception as error:
@@ -105,23 +105,23 @@ def _open(data: bytes) -> Image.Image:
 
 @functools.cache
 def _formats() -> tuple[str, ...]:
-    """Those of `FORMATS` that this Pillow has a reader for: AVIF came with 11.3."""
+    """List the `FORMATS` that this Pillow reads: AVIF came with 11.3."""
     Image.init()
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
 def _broken(error: object) -> BadImage:
-    said = (str(error) or type(error).__name__).splitlines()[0]
-    return BadImage(f"the image is damaged ({said}); write the file anew or leave it out", "broken")
+    message = (str(error) or type(error).__name__).splitlines()[0]
+    return BadImage(f"the image is damaged ({message}); write the file again or remove it", "broken")
 
 
 def _rgb(image: Image.Image) -> Image.Image:
-    """A decoded image in mode RGB: what is transparent on white, 16-bit values by their upper eight bits."""
+    """Convert a decoded image to mode RGB."""
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
         return _from_16_bits(image)
     if image.mode in ("I", "F"):
         raise BadImage(
-            f"the image holds numbers of 32 bits (mode {image.mode}), of which none is agreed to be white; "
+            f"the image has 32 bits per channel (mode {image.mode}), whose white is undefined; "
             "convert it to 8 or 16 bits",
             "not_an_image",
         )
@@ -129,7 +129,7 @@ def _rgb(image: Image.Image) -> Image.Image:
 
 
 def _from_16_bits(image: Image.Image) -> Image.Image:
-    """Grey of 16 bits, which Pillow itself would cut off at 255."""
+    """Convert grey of 16 bits, which Pillow itself would clip at 255."""
     grey_HW = np.asarray(image)
     levels_HW = (grey_HW >> 8).astype(np.uint8)
     if "transparency" in image.info:
@@ -145,33 +145,34 @@ def _on_white(image: Image.Image) -> Image.Image:
 
 
 def _orientation(image: Image.Image) -> int | None:
-    """The EXIF orientation; None where there is none, or where the EXIF block is damaged, as its pixels may be fine."""
+    """Read the EXIF orientation; None if there is none, or if the EXIF block is damaged."""
     try:
         return image.getexif().get(ExifTags.Base.Orientation)
     except Exception:
         return None
 
 
-Picture = str | Path | bytes | Image.Image
+ImageLike = str | Path | bytes | Image.Image
+"""A path, the bytes of a file, or a PIL image."""
 
 
-def open_picture(picture: Picture, pixel_limit: int = PIXEL_LIMIT) -> Image.Image:
-    """The image in mode RGB.
+def open_image(image: ImageLike, pixel_limit: int = PIXEL_LIMIT) -> Image.Image:
+    """Decode a file, bytes or a PIL image to mode RGB.
 
     Raises:
-        BadImage: there is no such file, or there are no pixels to be had of it.
+        BadImage: there is no such file, or the image cannot be used.
     """
-    if isinstance(picture, Image.Image):
-        return load(picture, pixel_limit)
-    if isinstance(picture, bytes):
-        return decode(picture, pixel_limit)
+    if isinstance(image, Image.Image):
+        return to_rgb(image, pixel_limit)
+    if isinstance(image, bytes):
+        return decode(image, pixel_limit)
     try:
-        data = Path(picture).read_bytes()
+        data = Path(image).read_bytes()
     except OSError as error:
         raise BadImage(
-            f"the image {str(picture)!r} cannot be read ({error.strerror}); mend its path", "missing"
+            f"the image {str(image)!r} cannot be read ({error.strerror}); fix its path", "missing"
         ) from error
     try:
         return decode(data, pixel_limit)
     except BadImage as error:
-        raise BadImage(f"{str(picture)!r}: {error}", error.reason) from error
+        raise BadImage(f"{str(image)!r}: {error}", error.reason) from error

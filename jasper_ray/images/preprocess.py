@@ -1,4 +1,4 @@
-"""From a decoded image to the pixels that a vision tower reads, as its `preprocessor_config.json` says."""
+"""Preprocessing of a decoded image to the input of a vision tower, as in its `preprocessor_config.json`."""
 
 # Shape legend: S side of the square of pixels.
 
@@ -23,44 +23,44 @@ RESAMPLING = {
     "hamming": Image.Resampling.HAMMING,
 }
 LONGEST = 64
-"""Times the shorter side: far more than a centre crop sees. A strip of one pixel's width would otherwise become
+"""Longest side, in lengths of the shorter one, before a crop: a strip of one pixel's width would otherwise become
 gigapixels when its shorter side is enlarged."""
 
 
 class Preprocessing(Settings):
-    """How an image becomes pixels: brought to a square, then each channel less its mean and over its deviation."""
+    """Image preprocessing: resize to a square, then normalise each channel by its mean and deviation."""
 
     size: int = Field(gt=0)
     """Side of the square, in pixels."""
     fit: Literal["stretch", "crop"] = "stretch"
-    """`stretch` brings both sides to `size`, as SigLIP does; `crop` brings the shorter side to `shorter_side` and takes
-    the centre, as DINOv2 and CLIP do."""
+    """Way to a square. `stretch` resizes both sides to `size`, as SigLIP does; `crop` resizes the shorter side to
+    `shorter_side` and takes the centre, as DINOv2 and CLIP do."""
     shorter_side: int | None = Field(default=None, gt=0)
-    """Pixels of the shorter side before the crop; `size` when left out."""
+    """Pixels of the shorter side before the crop. Default: `size`."""
     resample: Literal["nearest", "lanczos", "bilinear", "bicubic", "box", "hamming"] = "bicubic"
-    """How pixels between pixels are made."""
+    """Resampling filter."""
     mean: Triple = (0.5, 0.5, 0.5)
-    """Mean of red, green and blue, of values from 0 to 1."""
+    """Mean of red, green and blue, for values from 0 to 1."""
     std: Triple = (0.5, 0.5, 0.5)
-    """Standard deviation of the same."""
+    """Standard deviation of red, green and blue."""
 
     @model_validator(mode="after")
     def _crop_lies_inside(self) -> Preprocessing:
         if self.shorter_side is not None and (self.fit != "crop" or self.shorter_side < self.size):
             raise ConfigError(
                 f"preprocessing: shorter_side is {self.shorter_side}, with fit {self.fit} and size {self.size}; "
-                "it goes with fit crop and is at least size"
+                "it needs fit crop and must be at least size"
             )
         return self
 
     def pixels(self, image: Image.Image) -> np.ndarray:
-        """The pixels `[3, S, S]` of an RGB image, uint8: the tower takes mean and deviation off where it runs, so that
-        a quarter of the bytes travel."""
+        """Make the pixels `[3, S, S]` of an RGB image, uint8. The tower normalises them on its device, so a quarter
+        of the bytes travel."""
         square = image.resize((self.size, self.size), self.filter) if self.fit == "stretch" else self.centre(image)
         return np.ascontiguousarray(np.asarray(square).transpose(2, 0, 1))
 
     def centre(self, image: Image.Image) -> Image.Image:
-        """The centre of the image, after its shorter side was brought to `shorter_side`."""
+        """Resize the shorter side to `shorter_side`, and take the centre."""
         short = self.shorter_side or self.size
         image = middle(image, LONGEST * min(image.size), LONGEST * min(image.size))
         width, height = image.size
@@ -72,7 +72,7 @@ class Preprocessing(Settings):
         return RESAMPLING[self.resample]
 
     def as_transformers(self) -> dict[str, Any]:
-        """The same in the words of a `preprocessor_config.json`."""
+        """Convert to a `preprocessor_config.json`."""
         square = {"height": self.size, "width": self.size}
         cropping = self.fit == "crop"
         return {
@@ -91,17 +91,17 @@ class Preprocessing(Settings):
 
 
 def middle(image: Image.Image, width: int, height: int) -> Image.Image:
-    """The centre of an image, at most so wide and so high."""
+    """Crop the centre of an image to at most this width and height."""
     width, height = min(width, image.width), min(height, image.height)
     left, top = (image.width - width) // 2, (image.height - height) // 2
     return image.crop((left, top, left + width, top + height))
 
 
 def from_transformers(config: dict[str, Any], origin: str) -> Preprocessing:
-    """What a `preprocessor_config.json` says.
+    """Convert from a `preprocessor_config.json`.
 
     Raises:
-        ConfigError: it says something else than one of the two ways of `Preprocessing`.
+        ConfigError: it is neither of the two ways of `Preprocessing`.
     """
     cropping = bool(config.get("do_center_crop"))
     size, crop = config.get("size"), config.get("crop_size")
@@ -116,7 +116,7 @@ def from_transformers(config: dict[str, Any], origin: str) -> Preprocessing:
     )
     if not all(known):
         raise ConfigError(
-            f"{origin} does not bring images to a normalised square of fixed size; "
+            f"{origin} does not resize images to a normalised square of fixed size; "
             "write the tower's preprocessing (size, fit, mean, std) into the recipe"
         )
     return Preprocessing(
@@ -130,7 +130,7 @@ def from_transformers(config: dict[str, Any], origin: str) -> Preprocessing:
 
 
 def side_of(size: Any) -> Any:
-    """The side of a square, as processors write it; None where it is none."""
+    """Read the side of a square, as processors write it; None if it is no square."""
     if isinstance(size, dict):
         return size.get("width") if size.get("width") == size.get("height") else None
     return size

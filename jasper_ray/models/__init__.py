@@ -1,1 +1,1 @@
-"""What a student is made of, and how it lies on disk."""
+"""The student model and its files."""

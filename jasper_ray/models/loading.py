@@ -1,25 +1,31 @@
-"""Loading transformers models, tokenizers and configurations, from a hub id, a folder or an asset; their code never."""
+"""Load transformers models, tokenizers and configurations from a hub id, folder or asset; read and write model files.
+
+Code that comes with a model is never run.
+"""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
 
 from jasper_ray.assets import locate
 from jasper_ray.config import ConfigError
 
-if TYPE_CHECKING:  # transformers takes seconds to import; whoever only reads settings does not wait for it
+if TYPE_CHECKING:  # transformers takes seconds to import; reading settings does not need it
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 
 def load_weights(location: str, revision: str | None = None, config: PretrainedConfig | None = None) -> PreTrainedModel:
-    """A transformers model in fp32 from safetensors alone.
+    """Load a transformers model in fp32, from safetensors alone.
 
-    Code that comes with weights is never run: a student must load anywhere without it. `config` names the part of a
-    larger model that is wanted; the model's own when left out.
+    `config` selects a part of a larger model; the default is the model's own.
 
     Raises:
         ConfigError: nothing loads from there, or weights are missing from the files.
@@ -41,16 +47,16 @@ def load_weights(location: str, revision: str | None = None, config: PretrainedC
     if missing:
         raise ConfigError(
             f"{location!r} lacks {len(missing)} weights that its config.json asks for, {missing[0]} first; "
-            "mend the folder or its config.json"
+            "fix the folder or its config.json"
         )
     return body
 
 
 def load_tokenizer(location: str, revision: str | None = None) -> PreTrainedTokenizerBase:
-    """The tokenizer that lies beside a model's weights; one that cannot pad learns to, with its end-of-text token.
+    """Load a model's tokenizer; if it has no pad token, use its end-of-text token.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: there is no tokenizer.
     """
     from transformers import AutoTokenizer
 
@@ -64,10 +70,10 @@ def load_tokenizer(location: str, revision: str | None = None) -> PreTrainedToke
 
 
 def read_config(base: str, revision: str | None, place: str) -> PretrainedConfig:
-    """`base`'s own configuration; `place` is where the recipe names it.
+    """Read the configuration of `base`; `place` is its key in the recipe, for errors.
 
     Raises:
-        ConfigError: it has none that can be read.
+        ConfigError: no configuration can be read.
     """
     from transformers import AutoConfig
 
@@ -82,7 +88,7 @@ def read_config(base: str, revision: str | None, place: str) -> PretrainedConfig
 
 
 def declared_config(architecture: Mapping[str, Any], place: str) -> PretrainedConfig:
-    """The configuration that the recipe spells out.
+    """Make the configuration that the recipe declares.
 
     Raises:
         ConfigError: transformers does not know it.
@@ -101,7 +107,7 @@ def declared_config(architecture: Mapping[str, Any], place: str) -> PretrainedCo
 
 
 def check_architecture(architecture: Mapping[str, Any] | None, config: PretrainedConfig, base: str, place: str) -> None:
-    """Refuse weights that are not what the recipe declares."""
+    """Refuse weights that differ from the declared architecture."""
     for key, declared in (architecture or {}).items():
         found = getattr(config, key, None)
         if found != declared:
@@ -111,6 +117,44 @@ def check_architecture(architecture: Mapping[str, Any] | None, config: Pretraine
             )
 
 
+def save_module(module: nn.Module, path: Path, prefix: str = "") -> None:
+    """Write a module's weights as safetensors, with `prefix` before their names."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tensors = {f"{prefix}{name}": value.detach().contiguous() for name, value in module.state_dict().items()}
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
+def load_module(module: nn.Module, path: Path, subject: str, prefix: str = "") -> None:
+    """Load a module's weights from safetensors; `subject` names them in errors.
+
+    Raises:
+        ConfigError: they are missing, damaged or of another shape.
+    """
+    try:
+        module.load_state_dict({name.removeprefix(prefix): value for name, value in load_file(path).items()})
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise ConfigError(
+            f"no {subject} could be loaded from {str(path.parent)!r}: {first_line(error)}; give a whole student folder"
+        ) from error
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file of a student folder.
+
+    Raises:
+        ConfigError: the file is missing.
+    """
+    if not path.is_file():
+        raise ConfigError(f"{str(path)!r} is missing; give a whole student folder")
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file, and its folder if missing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
 def first_line(error: Exception) -> str:
-    """The first line of an exception's message: libraries append paragraphs of advice."""
+    """Take the first line of an error's message: libraries append paragraphs of advice."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip()

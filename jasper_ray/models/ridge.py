@@ -1,6 +1,6 @@
 """Heads in closed form: a ridge regression from the frozen body's pooled state to the target.
 
-Training only the full head on a frozen body ends where this linear fit already is, up to the losses' shape.
+Training only the full head on a frozen body converges to this linear fit, up to the losses' shape.
 """
 
 # Shape legend: N rows, H pooled size, A = H + 1 (the state and a constant 1), E target size, D a head's size.
@@ -14,9 +14,9 @@ from jasper_ray.models.student import Student
 
 
 class RidgeFit:
-    """Sums over rows that a ridge regression needs; rows come in batches and none is kept.
+    """Sums that a ridge regression needs, over rows that come in batches and are not kept.
 
-    Memory is O(A·(A + E)) in float64, whatever the number of rows.
+    Memory is O(A·(A + E)) in float64 for any number of rows.
     """
 
     def __init__(self, pooled_size: int, target_size: int) -> None:
@@ -25,14 +25,14 @@ class RidgeFit:
         self.products_AE = torch.zeros(pooled_size + 1, target_size, dtype=torch.float64)
 
     def add(self, pooled_NH: Tensor, target_NE: Tensor) -> None:
-        """Take these rows in."""
+        """Add rows to the sums."""
         states_NA = with_constant(pooled_NH.double().cpu())
         self.rows += len(states_NA)
         self.states_AA += states_NA.T @ states_NA
         self.products_AE += states_NA.T @ target_NE.double().cpu()
 
     def solve(self, regularisation: float) -> Tensor:
-        """Weights and bias together, `[E, A]`; `regularisation` is a share of the mean variance of the pooled state."""
+        """Solve for weights and bias together, `[E, A]`; `regularisation` is a share of the state's mean variance."""
         mean_A = self.states_AA[-1] / self.rows
         variance = (self.states_AA.diagonal()[:-1] / self.rows - mean_A[:-1] ** 2).mean()
         penalty_A = torch.full_like(mean_A, float(regularisation * variance * self.rows))
@@ -41,14 +41,14 @@ class RidgeFit:
 
 
 def with_constant(states_NH: Tensor) -> Tensor:
-    """The states with a column of ones, which carries the bias."""
+    """Append a column of ones, which carries the bias."""
     return torch.cat([states_NH, states_NH.new_ones(len(states_NH), 1)], dim=1)
 
 
 def set_heads(student: Student, fit: RidgeFit, regularisation: float) -> None:
-    """Give the full head the fit, and every other head the leading principal directions of what it predicts.
+    """Set the full head to the fit, and every other head to the leading principal directions of its predictions.
 
-    Those keep as much of the predictions' Gram matrix as any projection of that size can.
+    No projection of that size keeps more of the predictions' Gram matrix.
     """
     full_EA = fit.solve(regularisation)
     directions_EA = principal_directions(full_EA, fit)
@@ -62,7 +62,7 @@ def set_heads(student: Student, fit: RidgeFit, regularisation: float) -> None:
 
 
 def principal_directions(full_EA: Tensor, fit: RidgeFit) -> Tensor:
-    """Orthonormal columns `[E, ≤A]`, most of the predictions' second moment first."""
+    """Compute orthonormal columns `[E, ≤A]`, largest share of the predictions' second moment first."""
     values_A, vectors_AA = torch.linalg.eigh(fit.states_AA / fit.rows)
     root_AA = vectors_AA * values_A.clamp(min=0).sqrt()
     directions_EA, _, _ = torch.linalg.svd(full_EA @ root_AA, full_matrices=False)
@@ -70,6 +70,6 @@ def principal_directions(full_EA: Tensor, fit: RidgeFit) -> Tensor:
 
 
 def project(full_EA: Tensor, directions_EA: Tensor, dim: int) -> Tensor:
-    """The fit followed by a projection to `dim` directions; zero rows where there are fewer directions than that."""
+    """Project the fit to `dim` directions; rows beyond the number of directions are zero."""
     kept_DA = directions_EA[:, :dim].T @ full_EA
     return torch.cat([kept_DA, kept_DA.new_zeros(dim - len(kept_DA), kept_DA.shape[1])])

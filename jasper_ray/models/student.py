@@ -1,6 +1,6 @@
-"""The student: one transformer body, one pooling, an independent linear head for each size of vector, maybe vision.
+"""The student: a transformer body, a pooling, one independent linear head per vector size, and optional vision.
 
-The heads all read the same pooled state; none is a prefix of another (arXiv 2412.19048, section 2.2).
+All heads read the same pooled state; none is a prefix of another (arXiv 2412.19048, section 2.2).
 """
 
 # Shape legend: B texts or images, T tokens, H hidden size of the body, D size of one head's vector.
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -17,13 +17,13 @@ from torch import Tensor, nn
 
 from jasper_ray.config import ConfigError, Settings
 from jasper_ray.models.body import BodySettings, load_body, meta_body
-from jasper_ray.models.pooling import Pooling, pool
 from jasper_ray.models.tokens import IMAGE_MARKS, TokenGroup
 from jasper_ray.models.vision import Vision, VisionSettings, build_vision, meta_vision
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+Pooling = Literal["mean", "cls", "lasttoken"]
 STELLA_PROMPTS = {
     "s2p_query": "Instruct: Given a web search query, retrieve relevant passages that answer the query.\nQuery: ",
     "s2s_query": "Instruct: Retrieve semantically similar text.\nQuery: ",
@@ -31,22 +31,22 @@ STELLA_PROMPTS = {
 
 
 class StudentSettings(Settings):
-    """The student's shape and where it starts."""
+    """The student's shape, and the weights it starts from."""
 
     body: BodySettings
     pooling: Pooling = "mean"
     heads: tuple[int, ...] = Field(min_length=1)
     """Sizes of the vectors, one independent linear head each. The first is the full head: the size of the target."""
     default_head: int | None = None
-    """The head that plain sentence-transformers loads; the full head when left out."""
+    """The head that plain sentence-transformers loads. Default: the full head."""
     max_length: int = Field(gt=0)
-    """Tokens a text is cut to."""
+    """Longest text, in tokens; longer texts are truncated."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Dropout inside the body while training. 0: the teachers' vectors are targets without noise."""
     prompts: dict[str, str] = Field(default_factory=lambda: dict(STELLA_PROMPTS))
     """Text put before a text, by name; saved with the student."""
     vision: VisionSettings | None = None
-    """What it sees with. Given to the student when the first stage on images begins; text stages do without."""
+    """The vision encoder, added to the student when the first stage on images begins."""
 
     @model_validator(mode="after")
     def _heads_are_sound(self) -> StudentSettings:
@@ -73,12 +73,12 @@ class StudentSettings(Settings):
 
     @property
     def first_shown(self) -> int:
-        """The head that plain sentence-transformers loads."""
+        """Head that plain sentence-transformers loads."""
         return self.default_head or self.heads[0]
 
 
 class Student(nn.Module):
-    """Body, pooling, heads, and vision where it sees. Parameters are named `body.…`, `heads.<dim>.…`, `vision.…`."""
+    """Body, pooling, heads, and optional vision. Parameters are named `body.…`, `heads.<dim>.…`, `vision.…`."""
 
     def __init__(
         self, body: PreTrainedModel, heads: Sequence[int], pooling: Pooling = "mean", vision: Vision | None = None
@@ -96,7 +96,7 @@ class Student(nn.Module):
         return tuple(int(dim) for dim in self.heads)
 
     def pooled(self, group: TokenGroup) -> Tensor:
-        """The body's pooled state `[B, H]` that every head reads."""
+        """Compute the body's pooled state `[B, H]`, which every head reads."""
         if group.pixels_B3SS is None:
             states_BTH = self.body(input_ids=group.ids_BT, attention_mask=group.mask_BT).last_hidden_state
         else:
@@ -105,7 +105,7 @@ class Student(nn.Module):
         return pool(states_BTH, group.mask_BT, self.pooling)
 
     def with_images(self, group: TokenGroup) -> Tensor:
-        """Embeddings `[B, T, H]` of the rows' tokens, those of the images in their places."""
+        """Compute the embeddings `[B, T, H]` of the rows' tokens, with those of the images in their places."""
         assert self.vision is not None, "a student without vision was given an image"
         assert group.places_BT is not None, "images have places"
         tokens_BTH = self.body.get_input_embeddings()(group.ids_BT)
@@ -113,16 +113,16 @@ class Student(nn.Module):
         return tokens_BTH.masked_scatter(group.places_BT.unsqueeze(-1), images_BNH)
 
     def forward(self, groups: Iterable[TokenGroup], dims: Sequence[int] | None = None) -> tuple[Tensor, ...]:
-        """Vectors of every head, or of the heads `dims`, in that order: `[B, D]` each, not normalised.
+        """Compute the vectors of every head, or of the heads `dims`: `[B, D]` each, in that order, not normalised.
 
-        A batch comes as groups of rows of similar length, each padded to its own longest row, so that the body
-        computes little padding; the rows of all groups stand one below the other.
+        A batch is a list of groups of rows of similar length, each padded to its own longest row, so that the body
+        computes little padding. The result holds the rows of all groups in order.
         """
         pooled_BH = torch.cat([self.pooled(group) for group in groups])
         return tuple(self.heads[str(dim)](pooled_BH) for dim in dims or self.dims)
 
     def trainable_names(self, patterns: Sequence[str]) -> list[str]:
-        """Names of the parameters that any of the shell-style `patterns` matches (`heads.1024.*`, `body.layers.2?.*`).
+        """List the parameters that any of the shell-style `patterns` matches (`heads.1024.*`, `body.layers.2?.*`).
 
         Raises:
             ConfigError: a pattern matches nothing.
@@ -137,21 +137,21 @@ class Student(nn.Module):
         return [name for name in names if any(fnmatch.fnmatch(name, pattern) for pattern in patterns)]
 
     def learnable_names(self) -> list[str]:
-        """Names of the parameters that some vector depends on. A pooler, and what else a tower's tokens do not pass
-        through, is kept so that the saved models are whole."""
+        """List the parameters that some vector depends on. Others, such as a pooler's, are only kept so that the saved
+        models are whole."""
         unused = {f"vision.{name}" for name in self.vision.never_trained} if self.vision else set()
         return [
             name for name, _ in self.named_parameters() if not name.startswith("body.pooler.") and name not in unused
         ]
 
     def freeze_all_but(self, patterns: Sequence[str]) -> None:
-        """Let the matching parameters learn and no others."""
+        """Train the matching parameters and no others."""
         trainable = set(self.trainable_names(patterns))
         for name, parameter in self.named_parameters():
             parameter.requires_grad_(name in trainable)
 
     def set_dropout(self, share: float) -> None:
-        """The share of activations dropped while training, everywhere in the body."""
+        """Set the share of activations that training drops, everywhere in the body."""
         for module in self.body.modules():
             if isinstance(module, nn.Dropout):
                 module.p = share
@@ -160,25 +160,40 @@ class Student(nn.Module):
                     setattr(module, name, share)
 
 
+def pool(states_BTH: Tensor, mask_BT: Tensor, pooling: Pooling) -> Tensor:
+    """Pool the states of the tokens that `mask_BT` marks with 1 to `[B, H]`; padding may be on either side.
+
+    The mean is summed in the states' own precision; a row has at least one token.
+    """
+    if pooling == "mean":
+        weights_BT1 = mask_BT.unsqueeze(-1).to(states_BTH.dtype)
+        return (states_BTH * weights_BT1).sum(dim=1) / weights_BT1.sum(dim=1)
+    rows_B = torch.arange(len(states_BTH), device=states_BTH.device)
+    if pooling == "cls":
+        return states_BTH[rows_B, mask_BT.argmax(dim=1)]
+    last_B = mask_BT.shape[1] - 1 - mask_BT.flip(1).argmax(dim=1)
+    return states_BTH[rows_B, last_B]
+
+
 def build_student(settings: StudentSettings, seed: int) -> Student:
-    """The student before any training: the body's weights, random heads drawn from `seed`."""
+    """Make the student before training: the body's weights, random heads drawn from `seed`."""
     torch.manual_seed(seed)
     return Student(load_body(settings.body), settings.heads, settings.pooling)
 
 
-def meta_student(settings: StudentSettings, sees: bool = False) -> Student:
-    """The student's shape without memory, for counting parameters; with vision where it `sees`."""
+def meta_student(settings: StudentSettings, vision: bool = False) -> Student:
+    """Make the student on torch's meta device, without memory, for counting parameters."""
     body = meta_body(settings.body)
-    vision = meta_vision(settings.vision, body.config.hidden_size) if sees and settings.vision else None
+    tower = meta_vision(settings.vision, body.config.hidden_size) if vision and settings.vision else None
     with torch.device("meta"):
-        return Student(body, settings.heads, settings.pooling, vision)
+        return Student(body, settings.heads, settings.pooling, tower)
 
 
-def give_sight(student: Student, tokenizer: PreTrainedTokenizerBase, settings: VisionSettings, seed: int) -> Student:
-    """The student with vision as it is before training; what is random of it is drawn from `seed`.
+def add_vision(student: Student, tokenizer: PreTrainedTokenizerBase, settings: VisionSettings, seed: int) -> Student:
+    """Add untrained vision to the student; random weights are drawn from `seed`.
 
-    The tokenizer learns the marks of images, and the body a row of embeddings for each: the mean of the others. No
-    vector of a text changes, but of one that spells a mark: it is one token then.
+    The tokenizer gets the marks of images, and the body a row of embeddings for each: the mean of the others. Only
+    texts that spell a mark, which is now one token, change their vectors.
     """
     from transformers import AddedToken
 
@@ -194,7 +209,7 @@ def give_sight(student: Student, tokenizer: PreTrainedTokenizerBase, settings: V
 
 
 def add_rows(body: PreTrainedModel, rows: int) -> None:
-    """Let the body have at least so many rows of embeddings."""
+    """Extend the body's embeddings to at least `rows` rows, with the mean of the others."""
     before_VH = body.get_input_embeddings().state_dict()["weight"].clone()
     if rows > len(before_VH):
         body.resize_token_embeddings(rows, mean_resizing=False)

@@ -1,46 +1,97 @@
-"""Texts and images as padded token batches, grouped by length so that little of what the body computes is padding."""
+"""Texts to token ids to padded batches: one path for training, encoding, embedding and serving.
 
-# Shape legend: B rows, T tokens, S side of an image in pixels.
+Torch is imported only where tensors are made: processes that read and tokenise texts start without it.
+"""
+
+# Shape legend: B rows, T tokens of the longest row, S side of an image in pixels.
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from jasper_ray.config import ConfigError
 
 if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
-
+Ids = Sequence[np.ndarray]
+"""Token ids of some texts, int32, each as long as its text."""
 IMAGE_START, IMAGE_TOKEN, IMAGE_END = IMAGE_MARKS = ("<|image_start|>", "<|image|>", "<|image_end|>")
-"""What stands in a text for an image: the embeddings of the middle one are replaced by the tower's."""
+"""Tokens that mark an image in a text; the vision encoder's embeddings replace those of the middle one."""
+
+
+@dataclass(frozen=True)
+class Tokenizing:
+    """The way from texts to the token ids of one encoder."""
+
+    tokenizer: PreTrainedTokenizerBase
+    max_length: int
+    """Longest row, in tokens; longer texts are truncated."""
+    prompt: str = ""
+    """Text put before every text."""
+
+    def __call__(self, texts: Sequence[str], truncate: bool = True) -> list[list[int]]:
+        """Tokenise each text after the prompt; only without `truncate` are rows longer than `max_length`."""
+        if not texts:
+            return []
+        limit = {"truncation": True, "max_length": self.max_length} if truncate else {"truncation": False}
+        prompted = [self.prompt + text for text in texts]
+        rows = self.tokenizer(prompted, padding=False, return_attention_mask=False, verbose=False, **limit)["input_ids"]
+        return [ids or [self.padding] for ids in rows]  # an empty text may have no token; a body needs one
+
+    @property
+    def padding(self) -> int:
+        """Token id that fills up shorter rows."""
+        return int(self.tokenizer.pad_token_id or 0)
+
+    def padded(self, ids: Ids | Sequence[list[int]]) -> tuple[np.ndarray, np.ndarray]:
+        """Pad rows on the tokenizer's side: `ids_BT` and `mask_BT` (1: a token), int64."""
+        lengths = [len(row) for row in ids]
+        width = max(lengths)
+        ids_BT = np.full((len(ids), width), self.padding, np.int64)
+        mask_BT = np.zeros((len(ids), width), np.int64)
+        left = self.tokenizer.padding_side == "left"
+        for row, (tokens, length) in enumerate(zip(ids, lengths, strict=True)):
+            place = slice(width - length, width) if left else slice(length)
+            ids_BT[row, place] = tokens
+            mask_BT[row, place] = 1
+        return ids_BT, mask_BT
+
+    def group(self, ids: Ids | Sequence[list[int]]) -> TokenGroup:
+        """Pad rows and make tensors of them."""
+        import torch
+
+        ids_BT, mask_BT = self.padded(ids)
+        return TokenGroup(torch.from_numpy(ids_BT), torch.from_numpy(mask_BT))
 
 
 class TokenGroup(NamedTuple):
-    """Rows of similar length, padded to the longest of them: texts, or images that a text may follow."""
+    """Rows of similar length, padded to the longest: texts, or images that a text may follow."""
 
     ids_BT: Tensor
     mask_BT: Tensor
     """1 for tokens, 0 for padding."""
     pixels_B3SS: Tensor | None = None
-    """An image a row, uint8; None where the rows are texts alone."""
+    """One image per row, uint8; None for texts."""
     places_BT: Tensor | None = None
-    """True where an image's embeddings stand instead of tokens', equally many in each row."""
+    """True at the tokens that an image's embeddings replace, equally many in each row."""
 
     def to(self, device: torch.device) -> TokenGroup:
-        """The same on a device."""
+        """Copy the group to a device."""
         return self.map(lambda part: part.to(device, non_blocking=True))
 
     def first(self, rows: int) -> TokenGroup:
-        """The first rows alone."""
+        """Take the first rows."""
         return self.map(lambda part: part[:rows])
 
     def map(self, change: Callable[[Tensor], Tensor]) -> TokenGroup:
-        """The same with every tensor changed."""
+        """Apply `change` to every tensor."""
         pixels = None if self.pixels_B3SS is None else change(self.pixels_B3SS)
         places = None if self.places_BT is None else change(self.places_BT)
         return TokenGroup(change(self.ids_BT), change(self.mask_BT), pixels, places)
@@ -49,14 +100,18 @@ class TokenGroup(NamedTuple):
 def length_groups(
     tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_length: int, group_rows: int
 ) -> tuple[list[TokenGroup], Tensor]:
-    """`texts` cut to `max_length` tokens, longest first, in groups of at most `group_rows`.
+    """Sort `texts` by length, longest first, into groups of at most `group_rows` rows, so that little is padding.
 
     Returns:
-        The groups, and `order_B`: row i of the groups, one below the other, is text `order_B[i]`.
+        The groups, and `order_B`: row i of all groups together is text `order_B[i]`.
     """
-    ids, order = longest_first(tokenizer, texts, max_length)
-    groups = [pad(tokenizer, ids[start : start + group_rows]) for start in range(0, len(ids), group_rows)]
-    return groups, order
+    import torch
+
+    tokenizing = Tokenizing(tokenizer, max_length)
+    ids = tokenizing(texts)
+    order = sorted(range(len(ids)), key=lambda index: -len(ids[index]))
+    parts = [order[start : start + group_rows] for start in range(0, len(order), group_rows)]
+    return [tokenizing.group([ids[index] for index in part]) for part in parts], torch.tensor(order)
 
 
 def image_groups(
@@ -67,30 +122,30 @@ def image_groups(
     max_length: int,
     group_rows: int,
 ) -> tuple[list[TokenGroup], Tensor]:
-    """The same for images that each have a text after them, which may be empty: the text is what is cut.
+    """Make the same groups of images, each with the text after it, which may be empty and is truncated first.
 
     A row reads `start`, an image's tokens, `end`, text. A text that spells these marks does not become an image.
     """
-    ids, order_B = longest_first(tokenizer, [opening(image_tokens) + text for text in texts], max_length)
-    groups = []
-    for start in range(0, len(ids), group_rows):
-        pixels = pixels_B3SS[order_B[start : start + group_rows]]
-        groups.append(with_pixels(tokenizer, pad(tokenizer, ids[start : start + group_rows]), pixels, image_tokens))
-    return groups, order_B
+    marked = [image_opening(image_tokens) + text for text in texts]
+    groups, order_B = length_groups(tokenizer, marked, max_length, group_rows)
+    pixels = pixels_B3SS[order_B].split(group_rows)
+    return [
+        with_pixels(tokenizer, group, part, image_tokens) for group, part in zip(groups, pixels, strict=True)
+    ], order_B
 
 
-def opening(image_tokens: int) -> str:
-    """What the text of a row begins with that shows an image."""
+def image_opening(image_tokens: int) -> str:
+    """Spell the marks that begin a row with an image."""
     return IMAGE_START + IMAGE_TOKEN * image_tokens + IMAGE_END
 
 
 def with_pixels(
     tokenizer: PreTrainedTokenizerBase, group: TokenGroup, pixels_B3SS: Tensor, image_tokens: int
 ) -> TokenGroup:
-    """A group whose texts begin with `opening`, and the images that stand there.
+    """Add images to a group whose texts begin with `image_opening`.
 
     Raises:
-        ConfigError: a row was cut inside the image.
+        ConfigError: a row was truncated inside the image.
     """
     marked_BT = group.ids_BT.eq(tokenizer.get_vocab()[IMAGE_TOKEN])
     places_BT = marked_BT & (marked_BT.cumsum(dim=1) <= image_tokens)  # a text may spell the mark too
@@ -100,18 +155,3 @@ def with_pixels(
             "lower student.vision.image_tokens or raise student.max_length"
         )
     return group._replace(pixels_B3SS=pixels_B3SS, places_BT=places_BT)
-
-
-def longest_first(
-    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_length: int
-) -> tuple[list[list[int]], Tensor]:
-    """Token ids of `texts`, longest first, and which text each row is."""
-    ids = tokenizer(list(texts), truncation=True, max_length=max_length, padding=False, verbose=False)["input_ids"]
-    ids = [tokens or [tokenizer.pad_token_id] for tokens in ids]  # an empty text may have no token; the body needs one
-    order = sorted(range(len(ids)), key=lambda index: -len(ids[index]))
-    return [ids[index] for index in order], torch.tensor(order)
-
-
-def pad(tokenizer: PreTrainedTokenizerBase, ids: list[list[int]]) -> TokenGroup:
-    padded = tokenizer.pad({"input_ids": ids}, return_tensors="pt", padding="longest", verbose=False)
-    return TokenGroup(padded["input_ids"], padded["attention_mask"])

@@ -1,6 +1,6 @@
 """The student's vision encoder: a tower whose tokens become embeddings of the text body.
 
-The pooler has no parameters: it averages the tower's tokens, seen as a picture of one channel, to the number and width
+The pooler has no parameters: it averages the tower's tokens, taken as an image of one channel, to the number and width
 of embeddings that the body reads (arXiv 2412.19048, section 2.2, and the released configuration).
 """
 
@@ -19,35 +19,44 @@ from torch import Tensor, nn
 from jasper_ray.assets import locate
 from jasper_ray.config import ConfigError, Settings
 from jasper_ray.images import Preprocessing, from_transformers
-from jasper_ray.models.files import load_module, read_json, save_module, write_json
-from jasper_ray.models.loading import check_architecture, declared_config, first_line, load_weights, read_config
+from jasper_ray.models.loading import (
+    check_architecture,
+    declared_config,
+    first_line,
+    load_module,
+    load_weights,
+    read_config,
+    read_json,
+    save_module,
+    write_json,
+)
 
-if TYPE_CHECKING:  # transformers takes seconds to import; whoever only reads settings does not wait for it
+if TYPE_CHECKING:  # transformers takes seconds to import; reading settings does not need it
     from transformers import PretrainedConfig, PreTrainedModel
 
 Projector = Literal["none", "linear"]
 PROJECTOR = "projector.safetensors"
 PLACE = "student.vision"
-"""Where a recipe describes the tower, for errors."""
+"""Key of the tower in a recipe, for errors."""
 
 
 class VisionSettings(Settings):
-    """Which vision tower a student sees with, and how its tokens reach the body."""
+    """The student's vision tower, and the way from its tokens to the body."""
 
     base: str | None = None
-    """Hub id, local folder or shipped asset of a transformers vision model, or of a model that has one; random weights
-    of `architecture` when left out."""
+    """Hub id, local folder or shipped asset of a transformers vision model, or of a model that has one. Default: random
+    weights of `architecture`."""
     revision: str | None = None
     """Commit or tag of a hub id."""
     architecture: dict[str, Any] | None = None
-    """The tower's transformers configuration (`model_type`, `hidden_size` …). Sizes are then known with nothing
-    downloaded, and the weights of `base` are checked against it when they are loaded."""
+    """The tower's transformers configuration (`model_type`, `hidden_size` …). Sizes are then known without a download,
+    and the weights of `base` are checked against it when they are loaded."""
     image_tokens: int = Field(gt=0)
-    """Embeddings that an image becomes."""
+    """Embeddings per image."""
     projector: Projector = "none"
-    """`none`: averaging alone brings the tokens to the body's width, as in the paper; `linear` learns a matrix."""
+    """Map from the tokens to the body's width. `none`: averaging alone, as in the paper; `linear`: a learned matrix."""
     preprocessing: Preprocessing | None = None
-    """How images become pixels; what lies beside the weights of `base` when left out."""
+    """Image preprocessing. Default: the preprocessor_config.json of `base`."""
 
     @model_validator(mode="after")
     def _something_is_given(self) -> VisionSettings:
@@ -60,7 +69,7 @@ class VisionSettings(Settings):
 
 
 class Vision(nn.Module):
-    """Tower, pooler, and a projector where one is wanted."""
+    """Tower, pooler, and an optional projector."""
 
     def __init__(
         self,
@@ -84,31 +93,31 @@ class Vision(nn.Module):
         return {f"tower.{name}" for name in self.unused}
 
     def forward(self, pixels_I3SS: Tensor) -> Tensor:
-        """Embeddings `[I, N, H]` of images given as uint8."""
+        """Compute the embeddings `[I, N, H]` of images, given as uint8."""
         tokens_ITC = self.tower(pixel_values=self.normalised(pixels_I3SS)).last_hidden_state
         width = tokens_ITC.shape[2] if self.projector else self.hidden_size
         pooled_INC = pooled(tokens_ITC, self.image_tokens, width)
         return self.projector(pooled_INC) if self.projector else pooled_INC
 
     def summary(self, pixels_I3SS: Tensor) -> Tensor:
-        """What the tower by itself says of images, `[I, C]`: its pooled output, or the mean of its tokens."""
+        """Compute the tower's own vectors `[I, C]` of images: its pooled output, or the mean of its tokens."""
         output = self.tower(pixel_values=self.normalised(pixels_I3SS))
         pooled_IC: Tensor | None = getattr(output, "pooler_output", None)
         return output.last_hidden_state.mean(dim=1) if pooled_IC is None else pooled_IC
 
     def normalised(self, pixels_I3SS: Tensor) -> Tensor:
-        """Pixels less the channels' means, over their deviations, in the tower's precision."""
+        """Subtract the channels' means from the pixels and divide by their deviations, in the tower's precision."""
         mean = torch.tensor(self.preprocessing.mean, device=pixels_I3SS.device).view(3, 1, 1)
         std = torch.tensor(self.preprocessing.std, device=pixels_I3SS.device).view(3, 1, 1)
         return ((pixels_I3SS.float() / 255 - mean) / std).to(self.tower.dtype)
 
 
 def pooled(tokens_ITC: Tensor, rows: int, columns: int) -> Tensor:
-    """`torch.nn.AdaptiveAvgPool2d((rows, columns))` of each image's tokens, as two products with matrices of averages.
+    """Apply `torch.nn.AdaptiveAvgPool2d((rows, columns))` to each image's tokens, as two products with averages.
 
-    On a GPU torch's own adds up gradients in any order (see `torch.use_deterministic_algorithms`), so that no two runs
-    are the same, and in the tokens' precision. This one is in fp32 and always the same; at the paper's sizes it takes
-    0.8 billion multiplications an image, where the tower's matrices take 300.
+    On a GPU torch's own sums gradients in any order (see `torch.use_deterministic_algorithms`) and in the tokens'
+    precision. This one computes in fp32 and is reproducible; at the paper's sizes it takes 0.8 billion multiplications
+    per image, and the tower's matrices 300.
     """
     over_tokens_NT = window_means(tokens_ITC.shape[1], rows, tokens_ITC.device)
     over_channels_HC = window_means(tokens_ITC.shape[2], columns, tokens_ITC.device)
@@ -116,7 +125,7 @@ def pooled(tokens_ITC: Tensor, rows: int, columns: int) -> Tensor:
 
 
 def window_means(length: int, windows: int, device: torch.device) -> Tensor:
-    """A matrix `[windows, length]` that averages: row i over the places from i·length/windows, rounded down, to
+    """Make a matrix `[windows, length]` whose row i averages the places from i·length/windows, rounded down, to
     (i+1)·length/windows, rounded up."""
     places_L = torch.arange(length, device=device)
     first_W1 = torch.arange(windows, device=device).unsqueeze(1)
@@ -127,14 +136,14 @@ def window_means(length: int, windows: int, device: torch.device) -> Tensor:
 
 
 def probe(tower: PreTrainedModel, size: int, image_tokens: int) -> tuple[int, frozenset[str]]:
-    """Width of the tower's tokens, and names of its parameters that they do not depend on, such as those of a pooler.
+    """Find the width of the tower's tokens, and its parameters that they do not depend on, such as those of a pooler.
 
-    Found on the meta device, by a forward and a backward pass that compute nothing.
+    A forward and a backward pass on the meta device compute nothing.
 
     Raises:
         ConfigError: the tower does not take images of that size, or gives fewer tokens than `image_tokens`.
     """
-    with torch.inference_mode(False), torch.enable_grad():  # whoever loads a student may have turned gradients off
+    with torch.inference_mode(False), torch.enable_grad():  # the caller may have turned gradients off
         shape = meta_tower(tower.config)
         tokens_ITC = tokens_of(shape, size)
         check_tokens(tokens_ITC, size, image_tokens)
@@ -143,7 +152,11 @@ def probe(tower: PreTrainedModel, size: int, image_tokens: int) -> tuple[int, fr
 
 
 def tokens_of(shape: PreTrainedModel, size: int) -> Tensor:
-    """The tokens of one image on the meta device; raises `ConfigError` where the tower does not take it."""
+    """Compute the tokens of one image on the meta device.
+
+    Raises:
+        ConfigError: the tower does not take images of that size.
+    """
     try:
         pixels = torch.zeros(1, 3, size, size, device="meta")
         return shape(pixel_values=pixels).last_hidden_state
@@ -155,11 +168,11 @@ def tokens_of(shape: PreTrainedModel, size: int) -> Tensor:
 
 
 def check_tokens(tokens_ITC: Tensor, size: int, image_tokens: int) -> None:
-    """Refuse what is no sequence of tokens, as of a convolutional tower, or too short a one."""
+    """Refuse an output that is no sequence of tokens, such as a convolutional tower's, or a sequence too short."""
     if tokens_ITC.ndim != 3:
         raise ConfigError(
-            f"student.vision: the tower makes {tuple(tokens_ITC.shape[1:])} numbers of an image, and tokens were "
-            "expected (their number, their width); take a vision transformer"
+            f"student.vision: the tower's output for an image has shape {tuple(tokens_ITC.shape[1:])}, and "
+            "(tokens, width) was expected; use a vision transformer"
         )
     if tokens_ITC.shape[1] < image_tokens:
         raise ConfigError(
@@ -169,10 +182,11 @@ def check_tokens(tokens_ITC: Tensor, size: int, image_tokens: int) -> None:
 
 
 def build_vision(settings: VisionSettings, hidden_size: int) -> Vision:
-    """The vision encoder before training; a projector's and a random tower's weights come from torch's generator.
+    """Make the vision encoder before training; torch's generator draws random weights.
 
     Raises:
-        ConfigError: nothing loads from `base`, it is not the declared architecture, or images of that size do not fit.
+        ConfigError: nothing loads from `base`, it differs from the declared architecture, or images of that size do not
+            fit.
     """
     from transformers import AutoModel
 
@@ -186,8 +200,8 @@ def build_vision(settings: VisionSettings, hidden_size: int) -> Vision:
 
 
 def meta_vision(settings: VisionSettings, hidden_size: int) -> Vision:
-    """The same without memory behind it; nothing is downloaded where the settings declare architecture and
-    preprocessing."""
+    """Make the vision encoder on torch's meta device, without memory; nothing is downloaded if the settings declare
+    architecture and preprocessing."""
     tower = meta_tower(
         declared_config(settings.architecture, PLACE) if settings.architecture else base_config(settings)
     )
@@ -196,7 +210,6 @@ def meta_vision(settings: VisionSettings, hidden_size: int) -> Vision:
 
 
 def meta_tower(config: PretrainedConfig) -> PreTrainedModel:
-    """A tower of that configuration on torch's meta device."""
     from transformers import AutoModel
 
     with torch.device("meta"):
@@ -205,36 +218,34 @@ def meta_tower(config: PretrainedConfig) -> PreTrainedModel:
 
 
 def base_config(settings: VisionSettings) -> PretrainedConfig:
-    """The tower's part of `base`'s own configuration: all of it, or `vision_config` of a model that reads texts too."""
+    """Read the tower's configuration from `base`: all of it, or `vision_config` of a model that also reads texts."""
     config = read_config(settings.base or "", settings.revision, PLACE)
     return getattr(config, "vision_config", config)
 
 
 def preprocessing_of(settings: VisionSettings) -> Preprocessing:
-    """The recipe's preprocessing, or what lies beside the weights.
+    """Take the recipe's preprocessing, or read that of `base`.
 
     Raises:
-        ConfigError: there is none, or one that we do not know.
+        ConfigError: there is none, or it is not supported.
     """
     if settings.preprocessing is not None:
         return settings.preprocessing
-    from transformers import image_processing_utils
+    from transformers import ImageProcessingMixin
 
     location = locate(settings.base or "", settings.revision)
     try:
-        config, _ = image_processing_utils.BaseImageProcessor.get_image_processor_dict(
-            location, revision=settings.revision
-        )
+        config, _ = ImageProcessingMixin.get_image_processor_dict(location, revision=settings.revision)
     except OSError as error:
         raise ConfigError(
-            f"student.vision: no preprocessor_config.json lies beside {settings.base!r} ({first_line(error)}); "
+            f"student.vision: {settings.base!r} has no preprocessor_config.json ({first_line(error)}); "
             "write the tower's preprocessing into the recipe"
         ) from error
     return from_transformers(config, f"preprocessor_config.json of {settings.base!r}")
 
 
 def save_vision(vision: Vision, folder: Path) -> None:
-    """Write the vision encoder as a transformers vision model, with what else it takes in `sight.json`."""
+    """Write the vision encoder as a transformers vision model, with the pooler's settings in `sight.json`."""
     vision.tower.save_pretrained(folder)
     if vision.projector is not None:
         save_module(vision.projector, folder / PROJECTOR)
@@ -244,7 +255,7 @@ def save_vision(vision: Vision, folder: Path) -> None:
 
 
 def load_vision(folder: Path, hidden_size: int) -> Vision:
-    """The vision encoder that `save_vision` wrote.
+    """Load the vision encoder that `save_vision` wrote.
 
     Raises:
         ConfigError: a file is missing or damaged.
@@ -258,6 +269,6 @@ def load_vision(folder: Path, hidden_size: int) -> Vision:
 
 
 def read_preprocessing(folder: Path) -> Preprocessing:
-    """How the vision encoder in a folder wants images; the weights are not read."""
+    """Read the preprocessing of the vision encoder in a folder, without its weights."""
     path = folder / "preprocessor_config.json"
     return from_transformers(read_json(path), str(path))

@@ -56,7 +56,7 @@ def check_checkpointing(stage: Stage, student: Student) -> None:
 
 def students(recipe: Recipe) -> dict[str, Student]:
     """Build the student as stages load it, on the meta device, by the stages' data."""
-    return {stage.data: meta_student(recipe.student, sees=stage.kind.needs_vision) for stage in recipe.stages}
+    return {stage.data: meta_student(recipe.student, vision=stage.kind.needs_vision) for stage in recipe.stages}
 
 
 def check_measuring(recipe: Recipe, sets: Sequence[SetData]) -> None:

@@ -18,7 +18,7 @@ ADAM_BYTES = 8
 def describe(recipe: Recipe) -> str:
     """Describe a recipe: its resolved form, the parameters and memory of each stage, and the pools beside it."""
     check_patterns(recipe)
-    student = meta_student(recipe.student, sees=recipe.student.vision is not None)
+    student = meta_student(recipe.student, vision=recipe.student.vision is not None)
     lines = [dump_recipe(recipe), f"student: {parameters(student)}, heads {', '.join(map(str, student.dims))}", ""]
     return "\n".join([*lines, *stage_table(recipe), "", *demand(recipe)])
 

@@ -1,4 +1,4 @@
-"""What a request asks to embed, once its surface's own words are gone."""
+"""Inputs of a request, independent of its surface."""
 
 from __future__ import annotations
 
@@ -8,30 +8,30 @@ from typing import Literal
 import numpy as np
 
 Cut = Literal["end", "start"] | None
-"""Where a text that is too long is cut; None: it is refused."""
+"""The end of a too long text that is truncated; None: the text is refused."""
 
 
 @dataclass(frozen=True)
 class TextInput:
-    """A text, behind a prompt."""
+    """A text, with the name of its prompt."""
 
     text: str
     prompt_name: str | None = None
     cut: Cut = None
     max_tokens: int | None = None
-    """Tokens it may have, where that is less than the model takes."""
+    """Longest length of the text, in tokens, below the model's own."""
 
 
 @dataclass(frozen=True)
 class TokenInput:
-    """Token ids as `/tokenize` gives them: special tokens and prompt included, and taken as they are."""
+    """Token ids as `/tokenize` gives them, with special tokens and prompt."""
 
     ids: tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class ImageInput:
-    """The bytes of an image's file, and the text after it, if any: behind its prompt, as `encode` takes them."""
+    """The bytes of an image's file, and the text after it, if any."""
 
     data: bytes
     after: TextInput = TextInput("")
@@ -45,10 +45,10 @@ class Prepared:
     """An input as the model takes it."""
 
     ids: np.ndarray
-    """Token ids, int32; of the text alone for an image."""
+    """Token ids, int32; for an image those of its marks and of the text after it."""
     tokens: int
-    """What it costs: its tokens, an image's own included."""
+    """Cost: the number of tokens, an image's own included."""
     pixels_3SS: np.ndarray | None = None
-    """An image, uint8."""
+    """Image, uint8."""
     prompt_name: str | None = None
-    """The prompt that `ids` begin with."""
+    """Prompt at the beginning of `ids`."""

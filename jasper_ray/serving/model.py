@@ -1,4 +1,4 @@
-"""The model as the server has it: batches of rows in, a vector or a reason for each row out."""
+"""The served model: batches of rows in, a vector or an error for each row out."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Hashable, Sequence
 import numpy as np
 
 from jasper_ray.config import ConfigError
-from jasper_ray.encoders import StudentEncoder, TokenEncoder
+from jasper_ray.encoders import Encoder, image_encoder
 from jasper_ray.encoders.token_budget import TokenBudget, is_out_of_memory
 from jasper_ray.serving.errors import Refusal, bad_request, safe_traceback, too_large, unavailable
 from jasper_ray.serving.inputs import Prepared
@@ -17,26 +17,28 @@ from jasper_ray.serving.queue import QueueRow
 logger = logging.getLogger(__name__)
 
 Vectors = dict[int, np.ndarray]
-"""Of one row: its unit vector by head."""
+"""Unit vectors of one row, by head."""
 Outcome = Vectors | Exception
 
 
 class Model:
-    """One input that fails, fails alone; a model that fails altogether is dead, and stays so."""
+    """An encoder in which a bad input fails alone; a model that fails on every input is dead."""
 
-    def __init__(self, encoder: TokenEncoder, budget: TokenBudget) -> None:
+    def __init__(self, encoder: Encoder, budget: TokenBudget) -> None:
         self.encoder = encoder
         self.budget = budget
         self.dead: str | None = None
-        """Why it answers no more."""
+        """Message of a dead model."""
 
     def kind(self, one: Prepared) -> Hashable:
-        """Inputs of one kind may share a batch."""
+        """Return the kind of an input; inputs of one kind may share a batch."""
         return one.pixels_3SS is not None, None if self.encoder.pools_prompts else one.prompt_name
 
     def embed(self, batch: Sequence[QueueRow]) -> tuple[list[Outcome], int]:
-        """What became of each row, and how many tokens were computed, padding included. A batch that fails is halved
-        until the row that is to blame stands alone."""
+        """Embed rows; return the outcome of each, and the number of tokens computed, padding included.
+
+        A batch that fails is halved until the bad row is alone.
+        """
         if self.dead or not batch:
             return [unavailable(self.dead or "")] * len(batch), 0
         try:
@@ -53,9 +55,8 @@ class Model:
         inputs = [row.input for row in batch]
         heads = sorted({head for row in batch for head in row.request.heads})
         if inputs[0].pixels_3SS is not None:
-            assert isinstance(self.encoder, StudentEncoder)
             pixels = np.stack([one.pixels_3SS for one in inputs if one.pixels_3SS is not None])
-            found = self.encoder.encode_pixels([one.ids for one in inputs], pixels, heads)
+            found = image_encoder(self.encoder).encode_pixels([one.ids for one in inputs], pixels, heads)
             computed = len(inputs) * max(one.tokens for one in inputs)
         else:
             name = None if self.encoder.pools_prompts else inputs[0].prompt_name
@@ -69,22 +70,22 @@ class Model:
         ], computed
 
     def _blame(self, error: Exception, one: Prepared) -> Refusal:
-        """Whether one input is to blame, or the model is dead: then it cannot embed the plainest input either."""
+        """Find out if the input is bad, or the model dead: then it cannot embed the plainest input either."""
         logger.error("an input failed in the model\n%s", safe_traceback(error))
         try:
             self.encoder.encode_tokens([np.zeros(1, np.int32)], self.encoder.dims[:1])
-            if one.pixels_3SS is not None and isinstance(self.encoder, StudentEncoder):
+            if one.pixels_3SS is not None:
                 black_B3SS = np.zeros_like(one.pixels_3SS)[None]
-                self.encoder.encode_pixels([one.ids], black_B3SS, self.encoder.dims[:1])
+                image_encoder(self.encoder).encode_pixels([one.ids], black_B3SS, self.encoder.dims[:1])
         except Exception as again:
             self.die(again)
             return unavailable(self.dead or "")
         if isinstance(error, ConfigError) or (isinstance(error, RuntimeError) and is_out_of_memory(error)):
-            return too_large("this input does not fit into the memory that is left", "input", "out_of_memory")
+            return too_large("this input does not fit into the free memory", "input", "out_of_memory")
         return bad_request(f"the model cannot embed this input ({type(error).__name__})", "input", "input_failed")
 
     def die(self, error: BaseException) -> None:
-        """Answer no more; whoever watches this replica's health replaces it."""
+        """Refuse all further inputs; the health check replaces the replica."""
         self.dead = f"the model has failed ({type(error).__name__}); this replica will be replaced"
         logger.error("the model has failed; this replica will be replaced\n%s", safe_traceback(error))
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from jasper_ray.encoders import StudentEncoder, TokenEncoder
+from jasper_ray.encoders import Encoder
 from jasper_ray.serving.engine import Admission, Engine
 from jasper_ray.serving.errors import Refusal, bad_request, check_size, over_limit, too_large
 from jasper_ray.serving.inputs import ImageInput, Input, TextInput, TokenInput
@@ -18,7 +18,7 @@ from jasper_ray.serving.keys import Key, Keys, Ledger, charge
 from jasper_ray.serving.metrics import Metrics
 from jasper_ray.serving.prepare import Preparer
 from jasper_ray.serving.settings import ServeSettings
-from jasper_ray.serving.vectors import cut, head_for
+from jasper_ray.serving.vectors import head_for, truncate_dims
 
 USUAL_CHARS, MAX_CHARS = 4, 32
 """Characters per token: a usual number, and one hardly ever exceeded."""
@@ -45,7 +45,7 @@ class Service:
     """The interface of the surfaces to the model."""
 
     settings: ServeSettings
-    encoder: TokenEncoder
+    encoder: Encoder
     preparer: Preparer
     engine: Engine
     keys: Keys
@@ -96,7 +96,7 @@ class Service:
                 assert caller.tokens_per_minute
                 raise over_limit(caller.name, caller.tokens_per_minute, wait_s)
             done = await self.engine.embed(prepared, [head], admission)
-        x_ND = cut(np.stack([vectors[head] for vectors in done.vectors if vectors is not None]), dim)
+        x_ND = truncate_dims(np.stack([vectors[head] for vectors in done.vectors if vectors is not None]), dim)
         phases = {
             "prepare": done.queued_s - began,
             "queue": done.began_s - done.queued_s,
@@ -134,7 +134,7 @@ class Service:
 
     def check_images(self, images: int) -> None:
         """Refuse images for a model without vision, and too many."""
-        if images and not (isinstance(self.encoder, StudentEncoder) and self.encoder.sees):
+        if images and not self.encoder.accepts_images:
             raise bad_request("this model takes texts only; send no images", "input")
         limit = self.settings.limits.images
         if images > limit:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import Field, model_validator
 
 from jasper_ray.config import ConfigError, Settings
-from jasper_ray.vectors import Precision
+from jasper_ray.resources import ModelSettings, Replicas
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
@@ -60,27 +60,20 @@ class Copies(Settings):
             raise ConfigError(f"min is {self.min} and max is {self.max}; raise max or lower min")
         return self
 
+    @property
+    def replicas(self) -> Replicas:
+        """The replicas, without the rules of scaling."""
+        return Replicas(min_size=self.min, max_size=self.max, cpus=self.cpus, gpus=self.gpus)
 
-class ServeSettings(Settings):
+
+class ServeSettings(ModelSettings):
     """Settings of a server. `cluster/serve.yaml` takes all of them, `jobs/serve.py` those a laptop needs."""
 
-    model: str
-    """A student folder, a sentence-transformers folder or hub id, or an asset."""
-    revision: str | None = None
-    """Commit of a hub id."""
     name: str | None = Field(None, max_length=128, pattern=r"^[\w./:@+-]+$")
     """Name of the model for clients. Default: the name of its folder."""
-    prompt: str | None = None
-    """Prompt for texts whose request names none. Default: the model's own default, mostly none."""
-    precision: Precision = "auto"
-    """Precision of the model. `auto`: bfloat16 if the device is fast in it and sample vectors agree with float32."""
-    max_length: int | None = Field(None, ge=1)
-    """Tokens beyond which a text is truncated or refused. Default: the model's own limit."""
     threads: int | None = Field(None, ge=1)
     """Batches that a replica embeds side by side, with one torch thread each. Default: one for each reserved CPU; on a
     GPU 2, so that one batch is prepared while the other is computed."""
-    batch_tokens: int | None = Field(None, ge=1)
-    """Tokens of a batch: rows times the longest of them. Default: 1,024 on CPUs, 65,536 on a GPU."""
     batch_wait_ms: float = Field(2.0, ge=0)
     """Longest time in which a batch that is not full waits for requests that are being read, in milliseconds."""
     tokenizers: int = Field(2, ge=1)

@@ -1,4 +1,4 @@
-"""Vectors as they are asked for: any size, and the types that clients know."""
+"""Vectors in the size and the type that a client requests."""
 
 # Shape legend: N rows, D dimensions, W = D, or D/8 for bits.
 
@@ -17,10 +17,10 @@ VectorType = Literal["float", "int8", "uint8", "binary", "ubinary", "base64"]
 
 
 def head_for(dims: Sequence[int], dim: int | None, param: str = "dimensions") -> tuple[int, int]:
-    """The head that answers for a size, and the size: the head of that size, or the next larger one.
+    """Choose the head for a size, which is of that size or the next larger one; return head and size.
 
     Raises:
-        Refusal: no head is that large, or the size is none.
+        Refusal: no head is that large, or the size is not positive.
     """
     if dim is None:
         return dims[0], dims[0]
@@ -31,15 +31,15 @@ def head_for(dims: Sequence[int], dim: int | None, param: str = "dimensions") ->
     return min(larger), dim
 
 
-def cut(x_ND: np.ndarray, dim: int) -> np.ndarray:
-    """The first `dim` dimensions, as unit vectors."""
+def truncate_dims(x_ND: np.ndarray, dim: int) -> np.ndarray:
+    """Take the first `dim` dimensions, as unit vectors."""
     return x_ND if dim == x_ND.shape[1] else normalise(x_ND[:, :dim])
 
 
 def typed(x_ND: np.ndarray, kind: VectorType, ranges: Mapping[int, np.ndarray]) -> np.ndarray | list[str]:
-    """`x_ND` as `kind`: an array `[N, W]`, or base64 of little-endian float32 for each row.
+    """Convert to `kind`: an array `[N, W]`, or base64 of little-endian float32 for each row.
 
-    int8 and binary hold the numbers that embedding a corpus writes; uint8 and ubinary are the same plus 128.
+    int8 and binary have the numbers of an embedded corpus; uint8 and ubinary are those plus 128.
 
     Raises:
         Refusal: see `check_type`.
@@ -56,17 +56,17 @@ def typed(x_ND: np.ndarray, kind: VectorType, ranges: Mapping[int, np.ndarray]) 
 
 
 def check_type(dim: int, kind: VectorType, ranges: Mapping[int, np.ndarray]) -> None:
-    """Refuse bits of a size that is no multiple of 8, and int8 without ranges for this size."""
+    """Refuse bits of a size that is no multiple of 8, and int8 without ranges for the size."""
     if kind in ("binary", "ubinary") and dim % 8:
-        raise bad_request(f"{dim} dimensions do not fill bytes with bits; ask for a multiple of 8", "embedding_types")
+        raise bad_request(f"{dim} bits do not fill whole bytes; request a multiple of 8", "embedding_types")
     if kind in ("int8", "uint8") and dim not in ranges:
         raise bad_request(
-            f"{kind} needs the ranges that an index was made with, and the server has none for {dim} dimensions; "
+            f"{kind} needs the ranges of an index, and the server has none for {dim} dimensions; "
             "start it with the ranges of an output folder that has such a column",
             "embedding_types",
         )
 
 
 def unsigned(x_NW: np.ndarray, kind: VectorType) -> np.ndarray:
-    """int8 as it is, or plus 128 for the unsigned kinds."""
+    """Add 128 to int8 for the unsigned kinds."""
     return x_NW if kind in ("int8", "binary") else (x_NW.astype(np.int16) + 128).astype(np.uint8)

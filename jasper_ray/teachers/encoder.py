@@ -27,7 +27,7 @@ OWN = "own"
 """Names the student, as teacher of captions, in columns and caches."""
 
 
-class TeacherEncoder:
+class TeacherEncoder(Encoder):
     """A loaded teacher with its own prompts and truncation, whose vectors are checked."""
 
     def __init__(self, teacher: Teacher, model: Encoder) -> None:
@@ -39,18 +39,10 @@ class TeacherEncoder:
     def dims(self) -> tuple[int, ...]:
         return (self.teacher.truncate or self.model.dims[0],)
 
-    @property
-    def sees(self) -> bool:
-        return False
-
     def encode(self, texts: Sequence[str], prompt_name: str | None = None, dim: int | None = None) -> np.ndarray:
         """See `Encoder.encode`."""
         known_dim(self.dims, dim)
         return self.encode_mixed(texts, [prompt_name] * len(texts))
-
-    def encode_heads(self, texts: Sequence[str], prompt_name: str | None = None) -> dict[int, np.ndarray]:
-        """See `Encoder.encode_heads`."""
-        return {self.dims[0]: self.encode(texts, prompt_name)}
 
     def encode_mixed(self, texts: Sequence[str], prompt_names: Sequence[str | None]) -> np.ndarray:
         """Encode texts that each have their own prompt name, or none, as unit vectors `[B, D]`."""
@@ -68,7 +60,7 @@ class TeacherEncoder:
         return vectors_BD
 
 
-class Ensemble:
+class Ensemble(Encoder):
     """Several teachers as one encoder, whose vectors are the target."""
 
     def __init__(self, teachers: Sequence[TeacherEncoder]) -> None:
@@ -79,19 +71,11 @@ class Ensemble:
     def dims(self) -> tuple[int, ...]:
         return (sum(teacher.dims[0] for teacher in self.teachers),)
 
-    @property
-    def sees(self) -> bool:
-        return False
-
     def encode(self, texts: Sequence[str], prompt_name: str | None = None, dim: int | None = None) -> np.ndarray:
         """See `Encoder.encode`."""
         known_dim(self.dims, dim)
         columns = [torch.from_numpy(teacher.encode(texts, prompt_name)) for teacher in self.teachers]
         return fuse(columns, [teacher.teacher.weight for teacher in self.teachers]).numpy()
-
-    def encode_heads(self, texts: Sequence[str], prompt_name: str | None = None) -> dict[int, np.ndarray]:
-        """See `Encoder.encode_heads`."""
-        return {self.dims[0]: self.encode(texts, prompt_name)}
 
 
 @dataclass(frozen=True)
@@ -107,7 +91,7 @@ class CaptionTeacher:
     def open(self, device: str | None = None) -> CaptionEncoder:
         """Load the student without its vision encoder."""
         dtype = precise(self.dtype, device)
-        return CaptionEncoder(load_student(self.folder, device, dtype, self.batch_size, sight=False))
+        return CaptionEncoder(load_student(self.folder, device, dtype, self.batch_size, vision=False))
 
 
 class CaptionEncoder:

@@ -41,7 +41,7 @@ def train(job: StageJob, rows: Iterator[Rows]) -> None:
     torch.manual_seed(job.seed)
     device = get_device()
     choose_attention(device)
-    student, tokenizer, card = load_student_folder(job.start, sight=job.stage.kind.needs_vision)
+    student, tokenizer, card = load_student_folder(job.start, vision=job.stage.kind.needs_vision)
     worker = Worker(job, student, device)
     first_step = restore_checkpoint(worker.engine, job.folder.checkpoints)
     if first_step < job.total_steps:

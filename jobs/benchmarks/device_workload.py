@@ -28,7 +28,7 @@ from jasper_ray.config import ConfigError
 from jasper_ray.models.folder import StudentCard, save_student
 from jasper_ray.models.loading import load_tokenizer
 from jasper_ray.models.student import Student, StudentSettings, build_student, meta_student
-from jasper_ray.models.tokenizing import Tokenizing
+from jasper_ray.models.tokens import Tokenizing
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -37,18 +37,18 @@ from benchmarks.harness import (
 from jasper_ray.assets import locate
 from jasper_ray.config import ConfigError
 from jasper_ray.embedding import EmbedSettings
-from jasper_ray.embedding.chunks import Preparation, block_name, plan_spans, read_span
+from jasper_ray.embedding.chunks import plan_spans, read_chunks
 from jasper_ray.embedding.inputs import list_inputs
 from jasper_ray.embedding.job import embed_corpus
-from jasper_ray.embedding.model import budget_of, open_encoder
-from jasper_ray.embedding.output import BlockWriter
-from jasper_ray.embedding.progress import last_line
-from jasper_ray.embedding.scan import scan
+from jasper_ray.embedding.manifest import summary
+from jasper_ray.embedding.output import ChunkWriter
+from jasper_ray.embedding.plan import Plan
+from jasper_ray.embedding.reading import scan
 from jasper_ray.embedding.settings import VectorColumn
 from jasper_ray.embedding.store import open_store
 from jasper_ray.encoders import load_encoder
 from jasper_ray.encoders.precision import fast_precision, precise
-from jasper_ray.sources.tables import Columns
+from jasper_ray.resources import Pool, Replicas
 from jasper_ray.vectors import Dtype, Precision
 
 SOURCES = ("pypi:vader-sentences", "debian:wordnet-sentences", "debian:docs")
@@ -155,7 +155,7 @@ def run_job(values: dict[str, Any], lines: list[str]) -> Record:
         settings = EmbedSettings.model_validate({**values, "inputs": [write_lines(folder, lines)]})
         manifest = embed_corpus(settings, f"{folder}/out")
         steady = steady_speed(Path(folder) / "out" / "vectors", settings.block_rows)
-    assert manifest.work, last_line(manifest)
+    assert manifest.work, summary(manifest)
     return {
         "steady_rows_per_s": steady,
         "seconds": manifest.work.seconds,
@@ -183,22 +183,21 @@ def run_plain_loop(values: dict[str, Any], lines: list[str]) -> Record:
     """Embed and write the job's chunks one after the other with one thread; reading and tokenising come before."""
     with tempfile.TemporaryDirectory() as folder:
         path = write_lines(folder, lines)
-        settings = EmbedSettings.model_validate({**values, "inputs": [path], "pool": {"threads": 1}})
-        encoder = open_encoder(settings, None, settings.precision)  # type: ignore[arg-type]
-        preparation = Preparation(encoder.tokenizing(), True, None, ())
-        columns = (VectorColumn(dim=encoder.dims[0]),)
-        writer = BlockWriter(encoder, None, columns, {}, budget_of(settings), open_store(f"{folder}/out"))
+        settings = EmbedSettings.model_validate({**values, "inputs": [path]})
+        plan = Plan(settings, Replicas(threads=1), Pool())
+        opened = plan.open(settings.precision)  # type: ignore[arg-type]
+        encoder = opened.encoder
+        writer = ChunkWriter(opened, (VectorColumn(dim=encoder.dims[0]),), {}, open_store(f"{folder}/out"))
         encoder.encode_tokens([np.ones(8, np.int32)], encoder.dims[:1])
         [file] = list_inputs(settings)
-        read = Columns("text", ())
-        blocks = [
-            preparation.block(block_name(file.known.key, number), "lines", 0, rows)
-            for span in plan_spans(file, scan(file, read, settings.block_rows), settings.block_rows, ())
-            for number, rows in read_span(span, read, settings.block_rows)
+        chunks = [
+            chunk
+            for span in plan_spans(file, scan(file, plan.columns, settings.block_rows), settings.block_rows, ())
+            for chunk in read_chunks(span, settings, opened.tokenizing)
         ]
         began = time.perf_counter()
-        for block in blocks:
-            writer.embed(block, "plain")
+        for chunk in chunks:
+            writer.embed(chunk, "plain")
         seconds = time.perf_counter() - began
         steady = steady_speed(Path(folder) / "out/vectors", settings.block_rows)
     return {"seconds": seconds, "steady_rows_per_s": steady}

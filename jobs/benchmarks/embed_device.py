@@ -23,12 +23,12 @@ from benchmarks.embed_peers import best_batch
 from benchmarks.harness import DEVICE, PEAK, TOKENS, Benchmark, Option, Record, Records, in_fresh_process, rows_option
 from jasper_ray.config import ConfigError
 from jasper_ray.embedding import EmbedSettings
-from jasper_ray.embedding.model import budget_of, open_encoder
-from jasper_ray.encoders import TokenEncoder, load_sentence_transformer
+from jasper_ray.embedding.plan import Plan
+from jasper_ray.encoders import Encoder, load_sentence_transformer
 from jasper_ray.encoders.token_budget import TokenBudget
 from jasper_ray.models.student import meta_student
 from jasper_ray.recipe import Recipe, load_recipe
-from jasper_ray.resources import ActorPool
+from jasper_ray.resources import Pool, Replicas
 from jasper_ray.vectors import Dtype
 
 logger = logging.getLogger(__name__)
@@ -96,9 +96,10 @@ def measure(workload: Workload, folder: str, device: str, peak: float) -> Record
 
 def embed_by_us(folder: str, texts: list[str], device: str, dtype: Dtype = "bfloat16") -> Record:
     """Embed chunks as an actor does; on a CPU one actor has all threads."""
-    pool = ActorPool(gpus=1) if device == "cuda" else ActorPool(threads=os.cpu_count())
-    settings = EmbedSettings(model=folder, inputs=("texts",), pool=pool)
-    encoder, budget = open_encoder(settings, None, dtype), budget_of(settings)
+    pool = Replicas(gpus=1) if device == "cuda" else Replicas(threads=os.cpu_count())
+    settings = EmbedSettings(model=folder, inputs=("texts",))
+    opened = Plan(settings, pool, Pool()).open(dtype)
+    encoder, budget = opened.encoder, opened.budget
     embed_chunk(trial(texts), encoder, budget)
     reset_peak(torch.device(device))
     began = time.perf_counter()
@@ -115,7 +116,7 @@ def embed_by_us(folder: str, texts: list[str], device: str, dtype: Dtype = "bflo
     }
 
 
-def embed_chunk(texts: list[str], encoder: TokenEncoder, budget: TokenBudget) -> tuple[int, int, float]:
+def embed_chunk(texts: list[str], encoder: Encoder, budget: TokenBudget) -> tuple[int, int, float]:
     """Return the tokens of the texts, the tokens computed with padding, and the seconds of tokenising."""
     tokenizing = encoder.tokenizing()
     assert tokenizing

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from benchmarks.harness import Record
 from jasper_ray.encoders import load_sentence_transformer
 from jasper_ray.encoders.token_budget import is_out_of_memory
-from jasper_ray.models.tokenizing import Tokenizing
+from jasper_ray.models.tokens import Tokenizing
 from jasper_ray.vectors import Dtype
 
 BATCHES = (16, 32, 64, 128)

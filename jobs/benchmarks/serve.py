@@ -25,9 +25,9 @@ from benchmarks.infinity import infinity_program, infinity_server
 from benchmarks.servers import Running, our_server
 from jasper_ray.assets import locate
 from jasper_ray.config import ConfigError
-from jasper_ray.encoders import TokenEncoder, load_encoder
+from jasper_ray.encoders import Encoder, load_encoder
 from jasper_ray.encoders.token_budget import USUAL_TOKENS, TokenBudget
-from jasper_ray.models.tokenizing import Tokenizing
+from jasper_ray.models.tokens import Tokenizing
 from jasper_ray.vectors import Dtype, least_cosine
 
 LINES = 4096
@@ -181,7 +181,7 @@ def run_plain(model: str, lines: list[str], threads: int, precision: Dtype) -> d
     return speeds
 
 
-def in_batches(encoder: TokenEncoder, tokenizing: Tokenizing, lines: list[str]) -> None:
+def in_batches(encoder: Encoder, tokenizing: Tokenizing, lines: list[str]) -> None:
     """Tokenise the lines and embed them, sorted by length."""
     ids = [np.asarray(row, np.int32) for row in tokenizing(lines)]
     TokenBudget(USUAL_TOKENS["cpu"]).encode(lambda batch: encoder.encode_tokens(batch, encoder.dims[:1]), ids)

@@ -65,7 +65,7 @@ def card(service: Service) -> dict[str, Any]:
         "max_inputs": service.settings.limits.inputs,
         "prompts": dict(service.encoder.prompts),
         "default_prompt": service.default_prompt,
-        "modalities": ["text", "image"] if service.encoder.sees else ["text"],
+        "modalities": ["text", "image"] if service.encoder.accepts_images else ["text"],
         "int8_dimensions": sorted(service.ranges),
     }
 
