@@ -1,7 +1,7 @@
 """Start, join and stop Ray; and the private names of Ray that this project touches.
 
-Serve's are in `serving.ray_serve`. private name has a test that fails when Ray changes it. Ray Data is imported only where
-it is used, since a server runs without its dependencies.
+Serve's are in `serving.ray_serve`. Each private name has a test that fails when Ray changes it. Ray Data is imported
+only where it is used, since a server runs without its dependencies.
 """
 
 from __future__ import annotations

@@ -18,10 +18,10 @@ import ray
 from jasper_ray.assets import locate
 from jasper_ray.cli import log_progress
 from jasper_ray.corpus.images import IMAGES
+from jasper_ray.corpus.kinds import DataKind
 from jasper_ray.corpus.order import batches_in_pass
 from jasper_ray.corpus.prepare import log_prepared
 from jasper_ray.corpus.prepare import prepare as prepare_rows
-from jasper_ray.corpus.sharding import DataKind
 from jasper_ray.corpus.shards import Shard
 from jasper_ray.corpus.texts import TEXTS
 from jasper_ray.distill.heldout import HeldOut, read_heldout_pairs, read_heldout_texts
