@@ -23,7 +23,7 @@ from hypothesis import HealthCheck, Phase, given, seed
 from hypothesis import settings as examples
 from schemathesis.checks import CHECKS, not_a_server_error
 from schemathesis.generation import GenerationMode
-from serving import output_folder, served
+from serving import output_folder, served, wait_for
 from small_student import small_student
 
 from jasper_ray.models.identity import weights_identity
@@ -54,7 +54,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 def without_ray(student: Path, ranges: Path) -> Iterator[str]:
     with served(student, limits=LIMITS, ranges=str(ranges)) as (address, service):
         yield address
-        assert service.engine.queue.waiting == service.engine.being_read == 0, "all that was admitted has left"
+        wait_for(lambda: service.engine.queue.waiting == service.engine.being_read == 0)  # all that was admitted leaves
         assert service.engine.model.dead is None
 
 
