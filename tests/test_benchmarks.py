@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from benchmark import BENCHMARKS, arguments
 from benchmarks import corpus_stream, device, device_workload, embed_device
 from benchmarks.corpus_stream import BATCH, benchmark_stream
 from benchmarks.device import check_tokens
@@ -46,6 +48,16 @@ def tiny_student() -> StudentSettings:
 def stage_of(recipe: Recipe, train: str) -> Stage:
     losses = {FULL: {"cosine": 1}}
     return Stage.model_validate({**recipe.stages[0].model_dump(), "train": [train], "losses": losses})
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_each_option_is_an_argument_of_the_benchmark(name: str) -> None:
+    benchmark = BENCHMARKS[name]
+    values = vars(arguments([name]))
+    inspect.signature(benchmark.function).bind(
+        **{option.argument: values[option.argument] for option in benchmark.options}
+    )
+    assert len(set(benchmark.columns.split())) > 3
 
 
 def test_both_forms_of_the_loss_agree_where_they_are_compared() -> None:
