@@ -7,7 +7,6 @@ import sys
 from importlib import import_module
 
 import jasper_ray
-from jasper_ray import cli
 
 COMMANDS = {
     "distill": "distil teachers into a student, stage by stage",
@@ -31,5 +30,7 @@ def main() -> None:
     parser.add_argument("options", nargs=argparse.REMAINDER, metavar="...", help="the options of the command")
     name = parser.parse_args().command
     sys.argv[:2] = [f"jasper-ray {name}"]
+    from jasper_ray import cli
+
     command = import_module(f"jasper_ray.commands.{name}")
     cli.run(command.main, continues=command.CONTINUES)

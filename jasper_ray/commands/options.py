@@ -8,11 +8,11 @@ fields. Each of them also replaces the one-sentence errors of `config` by its ow
 from __future__ import annotations
 
 import argparse
-import re
 import sys
 from importlib import metadata
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
+from packaging.requirements import Requirement
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
@@ -104,22 +104,20 @@ def require(extra: str) -> None:
     Raises:
         ConfigError: one of them is not installed.
     """
-    try:
-        declared = metadata.requires("jasper-ray") or ()
-    except metadata.PackageNotFoundError:  # run from its sources
-        return
-    for line in declared:
-        name, _, marker = line.partition(";")
-        package = re.split(r"[^\w.-]", name.strip(), maxsplit=1)[0]
-        if f"extra == '{extra}'" in marker.replace('"', "'") and not is_installed(package):
-            raise ConfigError(
-                f"{package} is not installed, which this command needs: pip install 'jasper-ray[{extra}]'"
-            )
+    package = missing("jasper-ray", extra)
+    if package:
+        raise ConfigError(f"{package} is not installed, which this command needs: pip install 'jasper-ray[{extra}]'")
 
 
-def is_installed(package: str) -> bool:
+def missing(package: str, extra: str) -> str | None:
+    """The first package of an extra, or of the extras that it names (`ray[data]`), that is not installed."""
     try:
-        metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return False
-    return True
+        declared = [Requirement(line) for line in metadata.requires(package) or ()]
+    except metadata.PackageNotFoundError:  # jasper-ray itself, if it runs from its sources
+        return None if package == "jasper-ray" else package
+    for needed in declared:
+        if needed.marker and needed.marker.evaluate({"extra": extra}) and not needed.marker.evaluate({"extra": ""}):
+            inner = [missing(needed.name, name) for name in ("", *needed.extras)]
+            if any(inner):
+                return next(filter(None, inner))
+    return None

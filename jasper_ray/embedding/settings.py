@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
-import pyarrow as pa
 from pydantic import Field, ValidationError, model_validator
 
 from jasper_ray.config import ConfigError, Settings, first_fault
 from jasper_ray.resources import ModelSettings, Pool, Replicas
 
+if TYPE_CHECKING:
+    import pyarrow as pa
+
 Format = Literal["parquet", "jsonl", "csv", "text"]
 Stored = Literal["float32", "float16", "int8", "binary"]
-
-ARROW_TYPES = {"float32": pa.float32(), "float16": pa.float16(), "int8": pa.int8(), "binary": pa.int8()}
 
 
 class VectorColumn(Settings):
@@ -43,7 +43,9 @@ class VectorColumn(Settings):
     @property
     def arrow_type(self) -> pa.DataType:
         """Fixed-size list that stores a vector."""
-        return pa.list_(ARROW_TYPES[self.dtype], self.width)
+        import pyarrow as pa  # here and not above: options are parsed without it
+
+        return pa.list_(pa.type_for_alias("int8" if self.dtype == "binary" else self.dtype), self.width)
 
 
 def vector_column(text: str, dtype: Stored = "float32") -> VectorColumn:
@@ -53,9 +55,9 @@ def vector_column(text: str, dtype: Stored = "float32") -> VectorColumn:
         ConfigError: the text is neither.
     """
     dim, _, own = text.partition(":")
-    if not dim.isdigit() or (own and own not in ARROW_TYPES):
+    if not dim.isdigit() or (own and own not in get_args(Stored)):
         raise ConfigError(
-            f"--dim {text} is not a size; expected one such as 256 or 256:int8, with {', '.join(ARROW_TYPES)}"
+            f"--dim {text} is not a size; expected one such as 256 or 256:int8, with {', '.join(get_args(Stored))}"
         )
     values = {"dim": int(dim), "dtype": own or dtype}
     try:
