@@ -216,6 +216,16 @@ def test_the_floors_of_the_guide_are_the_contracts() -> None:
     assert "\n".join([*floors["layers"], ""]) in list(fences(HOME / "CONTRIBUTING.md", ""))
 
 
+def test_the_guide_names_files_and_tables_that_exist() -> None:
+    guide = (HOME / "CONTRIBUTING.md").read_text(encoding="utf-8").partition("## How to add")[2].partition("\n## ")[0]
+    code = "\n".join(path.read_text(encoding="utf-8") for path in HOME.glob("j*/**/*.py"))
+    for named in re.findall(r"`([^`]+)`", guide):
+        if "/" in named:
+            assert (HOME / named).exists(), named
+        else:
+            assert re.search(rf"\b(class |def )?{named}\b", code), named
+
+
 # ---- Links and snippets ----
 
 
