@@ -102,7 +102,8 @@ class Objective:
         self.check_heads(vectors, targets)
         vectors = {head: vectors[head] for head in self.losses}
         targets = {head: targets[head] for head in self.losses}
-        workers = worker_count() if self.scope == "global" else 1
+        several = self.scope == "global" and dist.is_available() and dist.is_initialized()
+        workers = dist.get_world_size() if several else 1
         if workers > 1:
             check_equal_rows(next(iter(targets.values())))
             vectors = {head: gather_rows(student_BD) for head, student_BD in vectors.items()}
@@ -147,10 +148,6 @@ class Objective:
 def distinct(tensors: Iterable[Tensor]) -> list[Tensor]:
     """List each tensor once, however often it is named, in the same order on every worker."""
     return list({id(tensor): tensor for tensor in tensors}.values())
-
-
-def worker_count() -> int:
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def check_equal_rows(target_BE: Tensor) -> None:

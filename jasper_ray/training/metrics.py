@@ -145,11 +145,9 @@ class Progress:
         """Name the work between two steps."""
         if self.last_logged + 1 == self.total_steps:
             return "writing the student"
-        return (
-            "waiting for the first batch"
-            if self.first
-            else f"working on step {self.last_logged + 2}/{self.total_steps}"
-        )
+        if self.first:
+            return "waiting for the first batch"
+        return f"working on step {self.last_logged + 2}/{self.total_steps}"
 
 
 def last_step(metrics: Path) -> int:

@@ -6,6 +6,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -65,23 +66,17 @@ def make_trainer(job: StageJob, open_stream: OpenStream, state: Path) -> TorchTr
             failure_config=FailureConfig(max_failures=stage.max_restarts),
             worker_runtime_env={"env_vars": worker_environment(on_gpu)},
         ),
-        datasets={"train": Stream(job, open_stream)},
+        datasets={"train": partial(rows_to_come, job, open_stream)},
         dataset_config=DataConfig(execution_options=ExecutionOptions(preserve_order=True), enable_shard_locality=False),
     )
 
 
-class Stream:
-    """The stage's rows from its last checkpoint on; Ray Train calls it for every worker group that it starts."""
-
-    def __init__(self, job: StageJob, open_stream: OpenStream) -> None:
-        self.job = job
-        self.open_stream = open_stream
-
-    def __call__(self) -> Dataset:
-        step = latest_step(self.job.folder.checkpoints)
-        if step == self.job.total_steps:  # only the student is left to write; nobody reads these rows
-            return ray.data.range(self.job.stage.workers)
-        return self.open_stream(step)
+def rows_to_come(job: StageJob, open_stream: OpenStream) -> Dataset:
+    """Open the stage's rows from its last checkpoint on; Ray Train calls this for every worker group that it starts."""
+    step = latest_step(job.folder.checkpoints)
+    if step == job.total_steps:  # only the student is left to write; nobody reads these rows
+        return ray.data.range(job.stage.workers)
+    return open_stream(step)
 
 
 def worker_environment(on_gpu: bool) -> dict[str, str]:

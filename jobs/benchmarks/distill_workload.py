@@ -105,4 +105,4 @@ def comparable(recipe: Recipe, shard_rows: int) -> Recipe:
 
 def last_on_texts(recipe: Recipe) -> Stage:
     """Choose the stage that both sides run."""
-    return [stage for stage in recipe.stages if stage.data == "texts"][-1]
+    return [stage for stage in recipe.stages if not stage.kind.needs_vision][-1]

@@ -76,10 +76,10 @@ def measure_stage(settings: StudentSettings, stage: Stage, tokens: int, threads:
     device = device_of(stage)
     student = build_student(settings, seed=0)
     check_tokens(student, tokens)
-    if stage.data == "images" and settings.vision:
+    if stage.kind.needs_vision and settings.vision:
         student.vision = build_vision(settings.vision, student.body.config.hidden_size)
     learns = trained_parameters(student, stage)
-    micro = full_images(student, stage) if stage.data == "images" else full_texts(student, stage, tokens)
+    micro = full_images(student, stage) if stage.kind.needs_vision else full_texts(student, stage, tokens)
     operations = row_operations(student.to(device), stage, micro) * stage.batch_size
     steps = stage.steps or 0
     job = StageJob(stage, Path(), StageFolder(Path()), steps, TextFeed(()), settings.dropout, seed=0)
