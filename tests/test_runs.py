@@ -113,7 +113,9 @@ def test_only_the_stage_on_images_depends_on_what_is_seen(values: dict[str, Any]
     sight = stage("sight", data="images", train=["vision.*"])
     read = prints(recipe_like(values, "first", "second"))
     values["stages"].append(sight)
-    one, other = (stage_fingerprints(recipe(values), TEACHERS, "c", None, {"images": name}) for name in ("x", "y"))
+    one, other = (
+        stage_fingerprints(recipe(values), TEACHERS, "c", None, {"images": {"images": name}}) for name in ("x", "y")
+    )
     assert one[:3] == other[:3] == read
     assert one[3] != other[3]
 
