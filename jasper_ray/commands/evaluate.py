@@ -102,7 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         report_skipped(model, encoder, sets, heldout=any(not rows.needs_vision for rows in heldout))
         scores = evaluate(encoder, sets, options.dim)
         for rows in heldout:
-            scores += rows.scores(encoder, options.dim) if encoder.accepts_images or not rows.needs_vision else []
+            scores += rows.scores(encoder, options.dim)
         records += with_moment(model, scores)
         if options.json:
             write_scores(records, options.json)

@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -37,8 +37,8 @@ class HeldOut:
 
     needs_vision: ClassVar[bool] = False
 
-    def scores(self, encoder: Any, dims: Sequence[int] | None = None) -> list[Score]:
-        """Measure heads of an encoder, from large to small, all by default."""
+    def scores(self, encoder: Encoder, dims: Sequence[int] | None = None) -> list[Score]:
+        """Measure heads of an encoder, from large to small, all by default; none if it lacks the vision."""
         raise NotImplementedError
 
 
@@ -50,13 +50,9 @@ class HeldOutTexts(HeldOut):
     target_NE: np.ndarray
 
     def scores(self, encoder: Encoder, dims: Sequence[int] | None = None) -> list[Score]:
-        dims = sorted(dims or encoder.dims, reverse=True)
-        vectors = {dim: np.empty((len(self.target_NE), dim), np.float32) for dim in dims}
         prompted = any(encoder.prompts.values())  # a model that was trained without prompts is used without them
-        for rows, prompt in by_prompt(self.batch):
-            parts = encoder.encode_heads(self.batch["text"][rows].tolist(), prompt if prompted else None)
-            for dim in dims:
-                vectors[dim][rows] = parts[dim]
+        vectors = encode_texts(encoder, self.batch, prompted)
+        dims = sorted(dims or encoder.dims, reverse=True)
         return [s for dim in dims for s in as_scores(HELD_OUT, dim, geometry_scores(vectors[dim], self.target_NE))]
 
 
@@ -70,27 +66,27 @@ class HeldOutPairs(HeldOut):
     pixel_limit: int
 
     def scores(self, encoder: Encoder, dims: Sequence[int] | None = None) -> list[Score]:
+        if not encoder.accepts_images:
+            return []
         of_images = image_encoder(encoder)
         of_images.pixel_limit = self.pixel_limit
-        images = of_images.encode_images(self.batch["image"].tolist())
-        captions = self.encode_captions(encoder)
-        return [
-            score for dim in sorted(dims or encoder.dims, reverse=True) for score in self.recall(images, captions, dim)
-        ]
-
-    def encode_captions(self, encoder: Encoder) -> dict[int, np.ndarray]:
-        """Encode the captions as vectors `[N, D]` of every head."""
-        vectors = {dim: np.empty((len(self.batch["text"]), dim), np.float32) for dim in encoder.dims}
-        for rows, prompt in by_prompt(self.batch):
-            parts = encoder.encode_heads(self.batch["text"][rows].tolist(), prompt)
-            for dim in encoder.dims:
-                vectors[dim][rows] = parts[dim]
-        return vectors
+        images, captions = of_images.encode_images(self.batch["image"].tolist()), encode_texts(encoder, self.batch)
+        return [s for dim in sorted(dims or encoder.dims, reverse=True) for s in self.recall(images, captions, dim)]
 
     def recall(self, images: Mapping[int, np.ndarray], captions: Mapping[int, np.ndarray], dim: int) -> list[Score]:
         """Measure one head from its vectors."""
         figures = recalls(images[dim], captions[dim], self.batch["text"].tolist(), self.batch["image"].tolist())
         return as_scores(HELD_OUT, dim, figures)
+
+
+def encode_texts(encoder: Encoder, batch: Batch, prompted: bool = True) -> dict[int, np.ndarray]:
+    """Encode the texts of a batch, each with its prompt, as vectors `[N, D]` of every head."""
+    vectors = {dim: np.empty((len(batch["text"]), dim), np.float32) for dim in encoder.dims}
+    for rows, prompt in by_prompt(batch):
+        parts = encoder.encode_heads(batch["text"][rows].tolist(), prompt if prompted else None)
+        for dim in encoder.dims:
+            vectors[dim][rows] = parts[dim]
+    return vectors
 
 
 def read_heldout(folder: Path) -> list[HeldOut]:
@@ -166,7 +162,7 @@ def measure_student(
     encoder = load_student(folder, device, precise(recipe.evaluation.precision, device))
     scores = evaluate(encoder, sets, dims=encoder.student.dims)
     for rows in heldout:
-        scores += rows.scores(encoder) if encoder.accepts_images or not rows.needs_vision else []
+        scores += rows.scores(encoder)
     return with_moment(moment, scores)
 
 

@@ -14,7 +14,7 @@ from ray.data import Dataset
 from torch import Tensor
 
 from jasper_ray.cli import log_progress
-from jasper_ray.distill.heldout import HeldOut, HeldOutPairs, measure_student, measure_teachers
+from jasper_ray.distill.heldout import HeldOut, HeldOutPairs, encode_texts, measure_student, measure_teachers
 from jasper_ray.distill.plan import RunPlan
 from jasper_ray.distill.students import fit_heads
 from jasper_ray.encoders import StudentEncoder, load_student
@@ -86,7 +86,7 @@ def measure_tower_ridge(
     encoder = load_student(start, device, dtype, pixel_limit=pairs.pixel_limit)
     fit = fit_tower(encoder, dataset)
     features_NC = tower_features(encoder, heldout_pixels(encoder, pairs))
-    captions = pairs.encode_captions(encoder)
+    captions = encode_texts(encoder, pairs.batch)
     tried = [recall_of(fit.solve(strength), features_NC, captions, pairs, encoder) for strength in STRENGTHS]
     return with_moment(moment, max(tried, key=lambda scores: next(s.value for s in scores if s.metric == "i2t@10")))
 
