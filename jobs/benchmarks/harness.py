@@ -12,7 +12,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, Self
 
 import psutil
 
@@ -143,9 +143,6 @@ def resident_mib(process: psutil.Process) -> float:
     return float(process.memory_info().rss) / 2**20
 
 
-Self = TypeVar("Self", bound="Sampler")
-
-
 class Sampler:
     """Calls `sample` twice a second until its block ends."""
 
@@ -161,7 +158,7 @@ class Sampler:
         while not self._ended.wait(0.5):
             self.sample()
 
-    def __enter__(self: Self) -> Self:
+    def __enter__(self) -> Self:
         self._thread.start()
         return self
 

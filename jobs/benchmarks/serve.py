@@ -11,7 +11,6 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,15 +18,15 @@ import numpy as np
 import torch
 
 from benchmarks.embed import PRECISION, mixed_lines, precisions
+from benchmarks.embed_device import embed_chunk
 from benchmarks.harness import MODEL, THREADS, Benchmark, Option, Record, Records, in_fresh_process, rounds_option
 from benchmarks.http_clients import closed_loop
 from benchmarks.infinity import infinity_program, infinity_server
 from benchmarks.servers import Running, our_server
 from jasper_ray.assets import locate
 from jasper_ray.config import ConfigError
-from jasper_ray.encoders import Encoder, load_encoder
+from jasper_ray.encoders import load_encoder
 from jasper_ray.encoders.token_budget import USUAL_TOKENS, TokenBudget
-from jasper_ray.models.tokens import Tokenizing
 from jasper_ray.vectors import Dtype, least_cosine
 
 LINES = 4096
@@ -174,17 +173,11 @@ def run_plain(model: str, lines: list[str], threads: int, precision: Dtype) -> d
     """
     torch.set_num_threads(threads)
     encoder = load_encoder(model, "cpu", precision)
-    tokenizing = encoder.tokenizing()
     speeds = {"encode": speed(encoder.encode, lines)}
-    if tokenizing:
-        speeds["sorted batches"] = speed(partial(in_batches, encoder, tokenizing), lines)
+    if encoder.tokenizing():
+        budget = TokenBudget(USUAL_TOKENS["cpu"])
+        speeds["sorted batches"] = speed(lambda texts: embed_chunk(texts, encoder, budget), lines)
     return speeds
-
-
-def in_batches(encoder: Encoder, tokenizing: Tokenizing, lines: list[str]) -> None:
-    """Tokenise the lines and embed them, sorted by length."""
-    ids = [np.asarray(row, np.int32) for row in tokenizing(lines)]
-    TokenBudget(USUAL_TOKENS["cpu"]).encode(lambda batch: encoder.encode_tokens(batch, encoder.dims[:1]), ids)
 
 
 def speed(encode: Callable[[list[str]], object], lines: list[str]) -> float:
