@@ -210,6 +210,10 @@ def test_options_named_in_a_sentence_exist(capsys: pytest.CaptureFixture[str]) -
         assert named - known - {"--generate"} == set(), path
 
 
+def test_the_readme_is_short() -> None:
+    assert len((HOME / "README.md").read_text(encoding="utf-8").splitlines()) < 200
+
+
 def test_the_floors_of_the_guide_are_the_contracts() -> None:
     project = tomllib.loads((HOME / "pyproject.toml").read_text())
     (floors,) = (each for each in project["tool"]["importlinter"]["contracts"] if each["id"] == "floors")
