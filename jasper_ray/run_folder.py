@@ -37,23 +37,26 @@ KEEPS_RESULT = {
 """Settings of a stage that do not change its student."""
 
 
+class Inside:
+    """A file or folder of a fixed name in a folder that has a `path`."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __get__(self, folder: Any, _: type) -> Path:
+        path: Path = folder.path
+        return path / self.name
+
+
 @dataclass(frozen=True)
 class StageFolder:
     """One stage's folder."""
 
     path: Path
 
-    @property
-    def student(self) -> Path:
-        return self.path / "student"
-
-    @property
-    def checkpoints(self) -> Path:
-        return self.path / "checkpoints"
-
-    @property
-    def metrics(self) -> Path:
-        return self.path / "metrics.jsonl"
+    student = Inside("student")
+    checkpoints = Inside("checkpoints")
+    metrics = Inside("metrics.jsonl")
 
     @property
     def is_done(self) -> bool:
@@ -73,26 +76,13 @@ class RunFolder:
 
     path: Path
 
-    @property
-    def corpus(self) -> Path:
-        return self.path / "corpus"
-
-    @property
-    def pairs(self) -> Path:
-        return self.path / "pairs"
-
-    @property
-    def heldout(self) -> Path:
-        """The held-out texts' teacher vectors."""
-        return self.path / "heldout"
-
-    @property
-    def student(self) -> Path:
-        return self.path / "student"
-
-    @property
-    def evaluation(self) -> Path:
-        return self.path / "evaluation.json"
+    recipe_file = Inside("recipe.yaml")
+    pinned_teachers = Inside("teachers.json")
+    corpus = Inside("corpus")
+    pairs = Inside("pairs")
+    heldout = Inside("heldout")
+    evaluation = Inside("evaluation.json")
+    student = Inside("student")
 
     def targets(self, recipe: Recipe) -> Path | None:
         """Return the folder of cached teacher vectors; None if the recipe does not cache them."""
@@ -145,15 +135,6 @@ class RunFolder:
             f"another process is working in the run folder {str(self.path)!r}; wait for it, end it, or choose "
             "another folder with --run",
         )
-
-    @property
-    def recipe_file(self) -> Path:
-        """The resolved recipe."""
-        return self.path / "recipe.yaml"
-
-    @property
-    def pinned_teachers(self) -> Path:
-        return self.path / "teachers.json"
 
     def check_teachers(self, teachers: Sequence[dict[str, Any]]) -> None:
         """Refuse to continue a run that began with other teachers.
