@@ -232,7 +232,7 @@ def test_too_many_bad_pairs_stop_the_run_with_their_list(
 ) -> None:
     message = (
         r"^36 of 360 pairs are unusable and were rejected \(9 \w+, 9 \w+, 9 \w+, 9 \w+\), more than the share of "
-        r"0.09 that bad_share allows; .*rejected.jsonl lists them"
+        r"0.09 that bad_share allows; fix or remove those that .*rejected.jsonl lists, or raise bad_share"
     )
     with pytest.raises(ConfigError, match=message):
         prepare(IMAGES, images(sources["folder"], bad_share=0.09), tmp_path, seed=0)
