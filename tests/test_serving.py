@@ -907,7 +907,7 @@ def service(folder: Path) -> Iterator[Service]:
 
 
 def test_what_can_never_fit_is_refused_before_it_is_read(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(service.preparer, "_texts", None)
+    monkeypatch.setattr(service.preparer, "_ids", None)
     cases: dict[str, list[Input]] = {
         "empty_input": [],
         "too_many_inputs": [TextInput("a")] * 6,

@@ -59,7 +59,7 @@ class Tokenizing:
         left = self.tokenizer.padding_side == "left"
         for row, (tokens, length) in enumerate(zip(ids, lengths, strict=True)):
             place = slice(width - length, width) if left else slice(length)
-            ids_BT[row, place] = tokens
+            ids_BT[row, place] = np.asarray(tokens)
             mask_BT[row, place] = 1
         return ids_BT, mask_BT
 
