@@ -37,7 +37,10 @@ PAGE_HEADERS = {
 def build_gateway(service: Service) -> ASGIApp:
     """Build the application that answers every surface."""
     memory = BodyMemory(service)
-    routes = [route(service, one, memory) for one in ENDPOINTS]
+    # path parameters may contain slashes, as names of models do
+    routes = [
+        Route(one.path.replace("}", ":path}"), handler(service, one, memory), methods=[one.method]) for one in ENDPOINTS
+    ]
     page = resources.files("jasper_ray.serving").joinpath("page.html").read_text(encoding="utf-8")
     schema = orjson.dumps(document(ENDPOINTS, service.name))
 
@@ -61,12 +64,6 @@ def build_gateway(service: Service) -> ASGIApp:
     app = Starlette(routes=routes, exception_handlers=handlers)
     app.router.redirect_slashes = False  # a redirect would send clients to any host they named
     return RequestLog(app, service, {one.path for one in routes})
-
-
-def route(service: Service, endpoint: Endpoint, memory: BodyMemory) -> Route:
-    """Make the endpoint's route; path parameters may contain slashes, as names of models do."""
-    path = endpoint.path.replace("}", ":path}")
-    return Route(path, handler(service, endpoint, memory), methods=[endpoint.method])
 
 
 def handler(service: Service, endpoint: Endpoint, memory: BodyMemory) -> Callable[[Request], Awaitable[Response]]:
