@@ -17,7 +17,7 @@ FilePair = tuple[bytes | None, object]
 
 
 def write_parquet(pairs: Sequence[FilePair], path: Path, row_group: int = 100) -> dict[str, Any]:
-    """As Hugging Face data sets are: a struct of bytes and path."""
+    """Write images as structs of bytes and path, as data sets on the Hugging Face hub hold them."""
     path.parent.mkdir(parents=True, exist_ok=True)
     images = [{"bytes": image, "path": f"{index}.png"} for index, (image, _) in enumerate(pairs)]
     table = pa.table(

@@ -19,7 +19,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, NamedTuple, Protocol
+from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
@@ -40,29 +40,14 @@ from jasper_ray.corpus.shards import (
 )
 from jasper_ray.ray_runtime import plain_errors
 from jasper_ray.sources.hashing import HASH_END, limit_bound
+from jasper_ray.sources.settings import PairSource, Source
 
 logger = logging.getLogger(__name__)
 
+AnySources = Sequence[Source | PairSource]
+
 MERGE_AT = 1 << 20
 """Hashes gathered before they are merged: 8 MB of them."""
-
-
-class Mixed(Protocol):
-    """A source's limit and weight."""
-
-    @property
-    def limit(self) -> int | None: ...
-
-    @property
-    def weight(self) -> float | None: ...
-
-
-class SourceReport(NamedTuple):
-    """Results of counting one source; empty if it was not counted."""
-
-    counts: Counter[str]
-    smallest: np.ndarray
-    """Its smallest different choice hashes, sorted, uint64 [<= limit]; empty if it has no limit."""
 
 
 def prepare(kind: DataKind[DataSettings, Manifest], settings: DataSettings, folder: str | Path, seed: int) -> Manifest:
@@ -96,10 +81,9 @@ def prepare(kind: DataKind[DataSettings, Manifest], settings: DataSettings, fold
 
 def write(plan: Plan[Any], folder: Path) -> Any:
     """Count the sources, write all chosen rows, and return the manifest."""
-    reports = count_sources(plan)
-    counts = [report.counts for report in reports]
+    counts, smallest = zip(*count_sources(plan), strict=True)
     offered = [count["train_found"] + count["heldout_found"] for count in counts]
-    bounds = choice_bounds(plan.settings.sources, offered, [report.smallest for report in reports])
+    bounds = choice_bounds(plan.settings.sources, offered, smallest)
     plan = dataclasses.replace(plan, bounds=tuple(bounds))
     sizes = [count["bytes"] or files.size for count, files in zip(counts, plan.files, strict=True)]
     size = sum(size * bound // HASH_END for size, bound in zip(sizes, bounds, strict=True))
@@ -125,18 +109,19 @@ def rejected_file(kind: DataKind[Any, Any], folder: Path) -> Iterator[IO[str]]:
         yield file
 
 
-def count_sources(plan: Plan[Any]) -> list[SourceReport]:
-    """Count one source after the other; only those with a limit, if the kind of data needs no other counts."""
+def count_sources(plan: Plan[Any]) -> list[tuple[Counter[str], np.ndarray]]:
+    """Return the counts of each source, and its `limit` smallest different choice hashes, sorted, uint64 [<= limit].
+
+    A source is read for that only if it has a limit, or if its kind needs the other counts.
+    """
     return [
-        count_source(plan, index)
-        if plan.kind.counts_all or source.limit
-        else SourceReport(Counter(), np.empty(0, np.uint64))
+        count_source(plan, index) if plan.kind.counts_all or source.limit else (Counter[str](), np.empty(0, np.uint64))
         for index, source in enumerate(plan.settings.sources)
     ]
 
 
-def count_source(plan: Plan[Any], index: int) -> SourceReport:
-    """Read a source once and report on it."""
+def count_source(plan: Plan[Any], index: int) -> tuple[Counter[str], np.ndarray]:
+    """Read one source for `count_sources`."""
     reports = plan.map_source(index, count_batch)
     counts: Counter[str] = Counter()
 
@@ -147,7 +132,7 @@ def count_source(plan: Plan[Any], index: int) -> SourceReport:
             yield table["smallest"].combine_chunks().flatten().to_numpy()
 
     smallest = merge_smallest(hashes(), plan.settings.sources[index].limit or 0)
-    return SourceReport(counts, smallest)
+    return counts, smallest
 
 
 def count_batch(batch: pa.Table, task: SourceTask[Any]) -> pa.Table:
@@ -167,7 +152,7 @@ def merge_smallest(batches: Iterable[np.ndarray], limit: int) -> np.ndarray:
     return np.unique(np.concatenate(pending))[:limit]
 
 
-def choice_bounds(sources: Sequence[Mixed], found: Sequence[int], smallest: Sequence[np.ndarray]) -> list[int]:
+def choice_bounds(sources: AnySources, found: Sequence[int], smallest: Sequence[np.ndarray]) -> list[int]:
     """Return for each source the bound that its rows' choice hashes must stay below: first the limit, then the weight.
 
     Mixing is subsampling: a source keeps the rows with the smallest choice hashes. found: rows each source has.
@@ -179,7 +164,7 @@ def choice_bounds(sources: Sequence[Mixed], found: Sequence[int], smallest: Sequ
     return [bound if share == 1.0 else int(bound * share) for bound, share in zip(limits, shares, strict=True)]
 
 
-def kept_shares(sources: Sequence[Mixed], sizes: Sequence[int]) -> list[float]:
+def kept_shares(sources: AnySources, sizes: Sequence[int]) -> list[float]:
     """Return the share of each source's rows that makes the mixture follow the weights: (w/n) / max(w/n).
 
     `sizes` are the rows each source offers. The source that is scarcest for its weight is used whole and decides how

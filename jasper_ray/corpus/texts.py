@@ -121,7 +121,7 @@ def prepare_rows(cleaned: pa.Table, corpus: Corpus, seed: int) -> tuple[list[Row
 
     A document is held out if the hash of its text falls into the corpus' `holdout` share; it is never augmented. All
     others are training documents and may be augmented; a text made by augmentation whose own hash falls into the share
-    is dropped (`clashing`). So no text is ever both trained on and held out, whatever the sources, order or seed.
+    is dropped (`clashing`). So no text is both trained on and held out, for any sources, order and seed.
     """
     made: list[Row] = []
     for document in cleaned["text"].drop_null().to_pylist():
