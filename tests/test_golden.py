@@ -93,7 +93,6 @@ SOURCES: list[dict[str, Any]] = [
 ]
 WEIGHTS = [{"weight": 0.5, "limit": 150}, {"weight": 0.2}, {"weight": 0.1}, {"weight": 0.2, "limit": 60}]
 CORPORA: dict[str, dict[str, Any]] = {
-    "plain": {"sources": SOURCES, "shard_rows": 64},
     "augmented": {
         "sources": SOURCES,
         "holdout": 0.2,
