@@ -20,7 +20,6 @@ from jasper_ray.distill.students import fit_heads
 from jasper_ray.encoders import StudentEncoder, load_student
 from jasper_ray.encoders.precision import precise
 from jasper_ray.evaluation import Score, Scoreboard, ScoreRow, text_sets, with_moment
-from jasper_ray.images import decode
 from jasper_ray.labelling.tasks import PIXELS, vector_column
 from jasper_ray.models.ridge import RidgeFit, with_constant
 from jasper_ray.ray_runtime import own_device
@@ -85,7 +84,7 @@ def measure_tower_ridge(
     dtype = precise(recipe.evaluation.precision, device)
     encoder = load_student(start, device, dtype, pixel_limit=pairs.pixel_limit)
     fit = fit_tower(encoder, dataset)
-    features_NC = tower_features(encoder, heldout_pixels(encoder, pairs))
+    features_NC = tower_features(encoder, np.stack([encoder.pixels(image) for image in pairs.batch["image"]]))
     captions = encode_texts(encoder, pairs.batch)
     tried = [recall_of(fit.solve(strength), features_NC, captions, pairs, encoder) for strength in STRENGTHS]
     return with_moment(moment, max(tried, key=lambda scores: next(s.value for s in scores if s.metric == "i2t@10")))
@@ -106,18 +105,9 @@ def fit_tower(encoder: StudentEncoder, dataset: Dataset) -> RidgeFit:
 @torch.inference_mode()
 def tower_features(encoder: StudentEncoder, pixels_N3SS: np.ndarray) -> Tensor:
     """Compute the tower's vector of each whole image, `[N, C]`."""
-    vision = encoder.student.vision
-    assert vision is not None
-    pixels = torch.from_numpy(np.array(pixels_N3SS))
-    device = next(vision.parameters()).device
-    return torch.cat([vision.summary(part.to(device)).float().cpu() for part in pixels.split(encoder.batch_size)])
-
-
-def heldout_pixels(encoder: StudentEncoder, pairs: HeldOutPairs) -> np.ndarray:
-    vision = encoder.student.vision
-    assert vision is not None
-    preprocessing = vision.preprocessing
-    return np.stack([preprocessing.pixels(decode(image, pairs.pixel_limit)) for image in pairs.batch["image"]])
+    parts = torch.from_numpy(np.array(pixels_N3SS)).split(encoder.batch_size)
+    device = next(encoder.vision.parameters()).device
+    return torch.cat([encoder.vision.summary(part.to(device)).float().cpu() for part in parts])
 
 
 def recall_of(

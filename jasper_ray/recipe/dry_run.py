@@ -76,16 +76,12 @@ def demand(recipe: Recipe) -> list[str]:
 
 def least_resources(recipe: Recipe) -> tuple[float, float]:
     """Sum the CPUs and GPUs that the largest stage, the smallest pools beside it and the reading of shards reserve."""
-    stages = [stage_resources(recipe, stage) for stage in recipe.stages]
-    return max(cpus for cpus, _ in stages) + SPARE_CPUS, max(gpus for _, gpus in stages)
-
-
-def stage_resources(recipe: Recipe, stage: Stage) -> tuple[float, float]:
-    """Sum the CPUs and GPUs that a stage's workers and the smallest pools that feed them reserve."""
-    pools = stage.kind.pools(recipe).values()
-    cpus = stage.workers * stage.cpus_per_worker + sum(pool.min_size * pool.cpus for pool in pools)
-    gpus = stage.workers * stage.gpus + sum(pool.min_size * pool.gpus_per_copy for pool in pools)
-    return cpus, gpus
+    cpus, gpus = [], []
+    for stage in recipe.stages:
+        pools = stage.kind.pools(recipe).values()
+        cpus.append(stage.workers * stage.cpus_per_worker + sum(pool.min_size * pool.cpus for pool in pools))
+        gpus.append(stage.workers * stage.gpus + sum(pool.min_size * pool.gpus_per_copy for pool in pools))
+    return max(cpus) + SPARE_CPUS, max(gpus)
 
 
 def reservation(cpus: float, gpus: float) -> str:

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -46,31 +47,44 @@ class MicroBatch:
         return len(self.ids)
 
 
-class Feed:
-    """Rows of a data kind as a stage trains on them; a kind gives `groups`, `targets` and `labelled_by`."""
+class Feed(ABC):
+    """Rows of a data kind as a stage trains on them."""
 
+    @abstractmethod
     def groups(
         self, batch: Rows, tokenizer: PreTrainedTokenizerBase, card: StudentCard, group_rows: int
     ) -> tuple[list[TokenGroup], Tensor]:
         """Make the groups of tokens that the body takes, and the order of the rows in them."""
-        raise NotImplementedError
 
+    @abstractmethod
     def targets(self, batch: Rows, dims: Sequence[int]) -> dict[int, Tensor]:
         """Make the target of each head."""
-        raise NotImplementedError
 
-    @property
+    @abstractmethod
     def labelled_by(self) -> Sequence[str]:
-        """Names of the teachers whose vectors the rows carry."""
-        raise NotImplementedError
+        """Name the teachers whose vectors the rows carry."""
 
-    def teacher_seconds(self, batch: Rows) -> dict[str, float]:
-        """Sum the seconds that each teacher worked on the rows."""
-        return {name: float(batch[seconds_column(name)].sum()) for name in self.labelled_by}
-
-    def decode_seconds(self, batch: Rows) -> float | None:
-        """Sum the seconds that decoding took; None for rows that need none."""
-        return float(batch[seconds_column(DECODING)].sum()) if seconds_column(DECODING) in batch else None
+    def micro_batch(
+        self,
+        batch: Rows,
+        tokenizer: PreTrainedTokenizerBase,
+        card: StudentCard,
+        group_rows: int,
+        dims: Sequence[int],
+    ) -> MicroBatch:
+        """Turn a block of labelled rows into a micro-batch; `dims` are the heads that have losses."""
+        groups, order_B = self.groups(batch, tokenizer, card, group_rows)
+        targets = self.targets(batch, dims)
+        ordered = {id(target_BE): target_BE[order_B] for target_BE in targets.values()}
+        decoding = batch.get(seconds_column(DECODING))
+        return MicroBatch(
+            ids=[str(batch["id"][index]) for index in order_B.tolist()],
+            position=first_place(batch["position"]),
+            groups=groups,
+            targets={dim: ordered[id(target_BE)] for dim, target_BE in targets.items()},
+            teacher_seconds={name: float(batch[seconds_column(name)].sum()) for name in self.labelled_by()},
+            decode_seconds=None if decoding is None else float(decoding.sum()),
+        )
 
 
 @dataclass(frozen=True)
@@ -93,7 +107,6 @@ class TextFeed(Feed):
         columns = [vectors(batch, name) for name, _ in self.teachers]
         return dict.fromkeys(dims, fuse(columns, [weight for _, weight in self.teachers]))
 
-    @property
     def labelled_by(self) -> Sequence[str]:
         return [name for name, _ in self.teachers]
 
@@ -117,34 +130,8 @@ class ImageFeed(Feed):
         parts = split_heads(vectors(batch, OWN), self.heads)
         return {dim: parts[dim] for dim in dims}
 
-    @property
     def labelled_by(self) -> Sequence[str]:
         return [OWN]
-
-
-@dataclass(frozen=True)
-class Collate:
-    """Turns a block of labelled rows into a `MicroBatch`."""
-
-    feed: Feed
-    tokenizer: PreTrainedTokenizerBase
-    card: StudentCard
-    group_rows: int
-    dims: tuple[int, ...]
-    """The heads that have losses."""
-
-    def __call__(self, batch: Rows) -> MicroBatch:
-        groups, order_B = self.feed.groups(batch, self.tokenizer, self.card, self.group_rows)
-        targets = self.feed.targets(batch, self.dims)
-        ordered = {id(target_BE): target_BE[order_B] for target_BE in targets.values()}
-        return MicroBatch(
-            ids=[str(batch["id"][index]) for index in order_B.tolist()],
-            position=first_place(batch["position"]),
-            groups=groups,
-            targets={dim: ordered[id(target_BE)] for dim, target_BE in targets.items()},
-            teacher_seconds=self.feed.teacher_seconds(batch),
-            decode_seconds=self.feed.decode_seconds(batch),
-        )
 
 
 def vectors(batch: Rows, teacher: str) -> Tensor:

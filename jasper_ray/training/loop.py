@@ -15,7 +15,7 @@ from torch import Tensor
 from jasper_ray.losses.objective import LossTerms, Objective
 from jasper_ray.models.folder import StudentCard, load_student_folder, save_student
 from jasper_ray.models.student import Student
-from jasper_ray.training.batches import Collate, MicroBatch, Rows
+from jasper_ray.training.batches import MicroBatch, Rows
 from jasper_ray.training.engine import (
     Engine,
     build_engine,
@@ -110,8 +110,8 @@ def micro_batches(
     job: StageJob, tokenizer: PreTrainedTokenizerBase, card: StudentCard, rows: Iterator[Rows]
 ) -> Iterator[MicroBatch]:
     """Collate the rows into micro-batches, one ahead in a thread."""
-    collate = Collate(job.feed, tokenizer, card, job.stage.group_rows, tuple(job.stage.losses))
-    return prefetch(map(collate, rows))
+    heads = list(job.stage.losses)
+    return prefetch(job.feed.micro_batch(batch, tokenizer, card, job.stage.group_rows, heads) for batch in rows)
 
 
 def on_device(targets: Mapping[int, Tensor], device: torch.device) -> dict[int, Tensor]:
