@@ -98,7 +98,8 @@ def dinov2_weights(graph: GraphProto) -> Weights:
     tensors = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
     named = {name: tensor for name, tensor in tensors.items() if name.startswith(BACKBONE)}
     weights = {name.removeprefix(BACKBONE): tensor for name, tensor in {**named, **matrices_of(graph, tensors)}.items()}
-    positions = [folded(tensors, operation) for operation in ("Concat", "Reshape")]
+    folded = ("onnx::Concat_", "onnx::Reshape_")  # one of each
+    positions = [tensor for prefix in folded for name, tensor in tensors.items() if name.startswith(prefix)]
     return {**weights, "embeddings.position_embeddings": np.concatenate(positions, axis=1)}
 
 
@@ -114,9 +115,3 @@ def matrices_of(graph: GraphProto, tensors: Weights) -> Weights:
         elif node.op_type == "Add" and node.input[1] in products:
             matrices[node.input[0].removesuffix("bias") + "weight"] = products[node.input[1]]
     return matrices
-
-
-def folded(tensors: Weights, operation: str) -> npt.NDArray[Any]:
-    """The only constant folded for nodes of that operation."""
-    (name,) = (name for name in tensors if name.startswith(f"onnx::{operation}_"))
-    return tensors[name]

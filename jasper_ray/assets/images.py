@@ -9,7 +9,6 @@ import tarfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -46,34 +45,30 @@ CAPTIONS = ("{}", "the number {}", "the digit {}", "number {}")
 """Short captions: in a long sentence the number would be a small part of the vector."""
 
 
-class Digit(NamedTuple):
-    """One image, its split and its row of `metadata.jsonl`."""
-
-    split: str
-    """`train` or `test`."""
-    image: Image.Image
-    row: dict[str, str]
-
-
 def write_digits(archives: Sequence[Path], target: Path) -> None:
     """Write the folders `train` and `test` of the 1,797 images of Alpaydin & Kaynak (1998), 8 by 8 grey pixels each.
 
     `archives` is empty. Digests are of the 64 pixels, since the bytes of a PNG file depend on the installed zlib.
     """
-    digits, digests = list(read_digits()), {}
-    for split in ("train", "test"):
+    digests = {}
+    rows: dict[str, list[dict[str, str]]] = {"train": [], "test": []}
+    for split in rows:
         (target / split).mkdir()
-        chosen = [digit for digit in digits if digit.split == split]
-        for digit in chosen:
-            path = f"{split}/{digit.row['file_name']}"
-            digit.image.save(target / path)
-            digests[path] = sha256(digit.image.tobytes())
-        digests[f"{split}/{METADATA}"] = write_metadata((digit.row for digit in chosen), target / split)
+    for split, image, row in read_digits():
+        path = f"{split}/{row['file_name']}"
+        image.save(target / path)
+        digests[path] = sha256(image.tobytes())
+        rows[split].append(row)
+    for split in rows:
+        digests[f"{split}/{METADATA}"] = write_metadata(rows[split], target / split)
     write_digests(digests, target)
 
 
-def read_digits() -> Iterator[Digit]:
-    """Every image in the data set's order; every fifth of each number is for testing, and the captions alternate."""
+def read_digits() -> Iterator[tuple[str, Image.Image, dict[str, str]]]:
+    """Split, image and row of `metadata.jsonl` of every digit, in the data set's order.
+
+    Every fifth image of each number is for testing, and the captions alternate.
+    """
     from sklearn.datasets import load_digits
 
     digits = load_digits()
@@ -83,7 +78,7 @@ def read_digits() -> Iterator[Digit]:
         label, nth = NUMBERS[number], seen[number]
         caption = CAPTIONS[nth % len(CAPTIONS)].format(label)
         row = {"file_name": f"{index:04}.png", "caption": caption, "label": label}
-        yield Digit("test" if nth % 5 == 4 else "train", Image.fromarray(pixels_88), row)
+        yield "test" if nth % 5 == 4 else "train", Image.fromarray(pixels_88), row
         seen[number] += 1
 
 
