@@ -49,7 +49,6 @@ class Pool(Settings):
 
     @property
     def gpus_per_copy(self) -> float:
-        """GPUs that a replica reserves."""
         return 0.0
 
     @property

@@ -33,7 +33,7 @@ from jasper_ray.config import ConfigError
 from jasper_ray.embedding import EmbedSettings
 from jasper_ray.embedding.job import embed_corpus
 from jasper_ray.embedding.output import Done
-from jasper_ray.embedding.plan import default_pool, default_readers
+from jasper_ray.embedding.preflight import default_pool, default_readers
 from jasper_ray.embedding.stream import VectorCache
 from jasper_ray.embedding.verify import verify_corpus
 from jasper_ray.encoders import load_encoder

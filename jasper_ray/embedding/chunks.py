@@ -43,7 +43,6 @@ class Chunk(NamedTuple):
     """Rejected rows, in `REJECTED_SCHEMA`."""
 
     def packed(self) -> pa.Table:
-        """Pack the chunk into a table of one row."""
         parts = {name: pa.array([pack(getattr(self, name))], pa.large_binary()) for name in PARTS}
         return pa.table({"name": [self.name], **parts})
 
@@ -56,7 +55,6 @@ PARTS = ("kept", "texts", "rejected")
 
 
 def unpack(row: pa.Table) -> Chunk:
-    """Unpack the chunk that `packed` made a table of."""
     parts = {name: pa.ipc.open_stream(row[name][0].as_buffer()).read_all() for name in PARTS}
     return Chunk(row["name"][0].as_py(), **parts)
 
@@ -157,7 +155,6 @@ def chunk_name(key: str, chunk: int) -> str:
 
 
 def is_chunk_name(name: str) -> bool:
-    """Recognise a name that `chunk_name` made."""
     return NAME.fullmatch(name) is not None
 
 

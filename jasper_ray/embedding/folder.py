@@ -74,7 +74,6 @@ class OutputFolder:
         return self._read(PROVENANCE, Provenance)
 
     def manifest(self) -> EmbeddingManifest | None:
-        """Read the manifest of the last finished call."""
         return self._read(MANIFEST, EmbeddingManifest)
 
     def _read(self, name: str, kind: type[Any]) -> Any:
@@ -92,7 +91,6 @@ class OutputFolder:
         )
 
     def write(self, name: str, value: Settings) -> None:
-        """Write one of the JSON files."""
         self.store.write(name, value.model_dump_json(indent=1).encode())
 
     def check(self, settings: EmbedSettings, weights: str) -> Provenance | None:
@@ -175,7 +173,6 @@ class OutputFolder:
             raise self._damaged(name, error) from error
 
     def keep_records(self, records: Sequence[ChunkRecord]) -> None:
-        """Write records that no manifest has yet."""
         if records:
             lines = "".join(record.model_dump_json() + "\n" for record in records)
             self.store.write(f"{RECORDS}/{records[0].name}.jsonl", lines.encode())
@@ -187,11 +184,7 @@ class OutputFolder:
             self.store.delete(f"{RECORDS}/{part}")
 
     def ranges(self, dims: Iterable[int]) -> dict[int, np.ndarray]:
-        """Read the ranges of int8 columns, float32 `[2, D]`, by size.
-
-        Raises:
-            ConfigError: the ranges of a size are missing.
-        """
+        """Read the ranges of int8 columns, float32 `[2, D]`, by size."""
         ranges = {}
         for dim in dims:
             data = self.store.read(f"ranges-{dim}.json")
@@ -202,17 +195,12 @@ class OutputFolder:
         return ranges
 
     def keep_ranges(self, ranges: Mapping[int, np.ndarray]) -> None:
-        """Write the ranges of int8 columns."""
         for dim, (least_D, largest_D) in ranges.items():
             value = {"least": least_D.tolist(), "largest": largest_D.tolist()}
             self.store.write(f"ranges-{dim}.json", json.dumps(value).encode())
 
     def locked(self) -> AbstractContextManager[None]:
-        """Lock the folder against other processes, if its file system has locks.
-
-        Raises:
-            ConfigError: another process holds the lock.
-        """
+        """Lock the folder against other processes, if its file system has locks."""
         if self.store.local is None:  # an object store has no locks
             return nullcontext()
         return locked_folder(

@@ -115,7 +115,6 @@ def check_apart(inputs: Iterable[str], output: str) -> None:
 
 
 def input_files(files: SourceFiles, form: Format) -> list[InputFile]:
-    """Describe found files, with their sizes and times."""
     infos = files.filesystem.get_file_info(list(files.paths))
     return [
         InputFile(known_file(full_name(files, info.path), info.size, info.mtime_ns), files.filesystem, info.path, form)
@@ -138,11 +137,7 @@ def known_file(name: str, size: int | None, mtime_ns: int | None) -> KnownFile:
 
 
 def format_of(path: str) -> Format:
-    """Recognise the one format of a path's files by the ends of their names.
-
-    Raises:
-        ConfigError: there is none, or there are several.
-    """
+    """Recognise the one format of a path's files by the ends of their names."""
     formats: list[Format] = []
     for form in FORMATS:
         try:

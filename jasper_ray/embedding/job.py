@@ -30,8 +30,7 @@ from jasper_ray.embedding.inputs import (
 )
 from jasper_ray.embedding.manifest import EmbeddingManifest, EmbeddingProgress, file_counts, totals
 from jasper_ray.embedding.output import ChunkRecord, Done
-from jasper_ray.embedding.plan import Plan, plan_on_cluster, reserved
-from jasper_ray.embedding.preflight import Examined, examine
+from jasper_ray.embedding.preflight import Examined, Plan, examine, plan_on_cluster, reserved
 from jasper_ray.embedding.reading import scan_files
 from jasper_ray.embedding.settings import EmbedSettings
 from jasper_ray.embedding.store import open_store
@@ -111,7 +110,6 @@ class EmbeddingJob:
         self.watch = watch
 
     def run(self, began: float) -> EmbeddingManifest:
-        """Run the remaining steps."""
         self.folder.sweep()
         records = self.folder.records()
         finished = set(records)
@@ -200,7 +198,6 @@ class EmbeddingJob:
         return records
 
     def check_rejected(self, rejected: int, rows: int) -> None:
-        """Stop a job with too many rejected rows."""
         if rejected > self.settings.max_rejected * rows:
             raise ConfigError(
                 f"{rejected:,} of {rows:,} rows were rejected, above the share of {self.settings.max_rejected:g}; "
@@ -249,7 +246,6 @@ class EmbeddingJob:
 
 
 def log_resolved(resolved: Resolved) -> None:
-    """Log the columns and the precision."""
     columns = ", ".join(column.name for column in resolved.vectors)
     cosine = ""
     if resolved.agreement is not None:

@@ -85,7 +85,6 @@ class EmbeddingManifest(Settings):
 
 
 def totals(records: Iterable[ChunkRecord]) -> dict[str, Any]:
-    """Sum up the records of a manifest."""
     records = list(records)
     rejected: Counter[str] = Counter()
     for record in records:

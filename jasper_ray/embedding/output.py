@@ -128,7 +128,6 @@ def vector_table(
 
 
 def stored(x_ND: np.ndarray, column: VectorColumn, ranges: Mapping[int, np.ndarray]) -> np.ndarray:
-    """Convert vectors to the type that a column stores."""
     if column.dtype == "int8":
         return quantise_int8(x_ND, ranges[column.dim])
     if column.dtype == "binary":

@@ -98,7 +98,6 @@ def check_keys(file: InputFile, columns: Columns) -> None:
 
 
 def dataset_of(items: Sequence[dict[str, Any]]) -> Dataset:
-    """Make a dataset of items of work."""
     dataset = ray.data.from_items(list(items), override_num_blocks=min(len(items), MOST_INPUT_BLOCKS))
     configure_data(dataset.context)
     return dataset

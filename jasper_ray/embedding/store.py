@@ -56,7 +56,6 @@ class Store:
             os.close(descriptor)
 
     def holds(self, name: str) -> bool:
-        """Check that a file exists."""
         return bool(self.filesystem.get_file_info(posixpath.join(self.root, name)).type == fs.FileType.File)
 
     def read(self, name: str) -> pa.Buffer | None:
@@ -81,7 +80,6 @@ class Store:
         return sorted(info.base_name for info in self.filesystem.get_file_info(selector) if info.is_file)
 
     def delete(self, name: str) -> None:
-        """Delete a file."""
         self.filesystem.delete_file(posixpath.join(self.root, name))
 
     @property

@@ -20,8 +20,7 @@ from ray.data import Dataset, ExecutionResources
 from jasper_ray.embedding.chunks import Span, unpack
 from jasper_ray.embedding.folder import OutputFolder, Resolved
 from jasper_ray.embedding.output import VECTORS, ChunkWriter, Done, record_in
-from jasper_ray.embedding.plan import Plan
-from jasper_ray.embedding.preflight import Examined
+from jasper_ray.embedding.preflight import Examined, Plan
 from jasper_ray.embedding.reading import READ_AT, ReadChunks, dataset_of
 from jasper_ray.embedding.store import Store
 from jasper_ray.encoders.token_budget import Encode
@@ -64,7 +63,6 @@ class CachedRecall:
         self.cache = cache
 
     def encode(self, encode: Encode, ids: Ids, dims: Sequence[int]) -> dict[int, np.ndarray]:
-        """See `Recall.encode`."""
         keys = [hashlib.blake2b(row.tobytes(), digest_size=16).digest() for row in ids]
         known, known_KD = ray.get(self.cache.lookup.remote(keys))
         fresh = sorted(set(range(len(ids))) - set(known))

@@ -22,7 +22,7 @@ from jasper_ray.embedding.inputs import list_inputs
 from jasper_ray.embedding.job import weights_of, with_absolute_model
 from jasper_ray.embedding.manifest import EmbeddingManifest, totals
 from jasper_ray.embedding.output import REJECTED, VECTORS, ChunkRecord, encode_chunk
-from jasper_ray.embedding.plan import Plan, plan_on_cluster, reserved
+from jasper_ray.embedding.preflight import Plan, plan_on_cluster, reserved
 from jasper_ray.embedding.reading import over_all, scan_files
 from jasper_ray.embedding.settings import EmbedSettings, VectorColumn
 from jasper_ray.embedding.store import Store, open_store
@@ -80,11 +80,7 @@ def verify_corpus(settings: EmbedSettings, output: str) -> str:
 
 
 def check_counts(manifest: EmbeddingManifest, folder: OutputFolder) -> list[str]:
-    """List the sums of the manifest that are wrong.
-
-    Raises:
-        ConfigError: files were written after the manifest.
-    """
+    """List the sums of the manifest that are wrong."""
     faults = []
     sums = totals(manifest.blocks)
     if (sums["rows"], sums["embedded"]) != (manifest.rows, manifest.embedded):
@@ -136,7 +132,6 @@ def file_fault(record: ChunkRecord, columns: Sequence[VectorColumn], store: Stor
 
 
 def numbers(table: pa.Table, column: VectorColumn) -> np.ndarray:
-    """Read a stored column, `[N, W]`."""
     values = table[column.name].combine_chunks()
     return np.asarray(values.flatten().to_numpy(zero_copy_only=False)).reshape(len(table), column.width)
 
@@ -144,11 +139,7 @@ def numbers(table: pa.Table, column: VectorColumn) -> np.ndarray:
 def check_sample(
     plan: Plan, folder: OutputFolder, resolved: Resolved, manifest: EmbeddingManifest
 ) -> tuple[float, int]:
-    """Embed a sample of rows again; return the least cosine with the stored ones, and the number of rows.
-
-    Raises:
-        ConfigError: a cosine is too small, or the rows are not those that were embedded.
-    """
+    """Embed a sample of rows again; return the least cosine with the stored ones, and the number of rows."""
     spans = sample_spans(plan, manifest)
     if not spans:
         logger.warning("no input file is left; skipping the re-embedding check")
@@ -160,7 +151,6 @@ def check_sample(
 
 
 def sample_spans(plan: Plan, manifest: EmbeddingManifest) -> list[Span]:
-    """Choose chunks from all over the input."""
     known = {count.file for count in manifest.files if count.rows}
     present = [file for file in list_inputs(plan.settings) if file.known.name in known]
     chosen = present[:: max(1, len(present) // SAMPLE_CHUNKS)][:SAMPLE_CHUNKS]
@@ -211,11 +201,7 @@ def some_rows(chunk: Chunk, places_N: np.ndarray) -> Chunk:
 def compare_stored(
     name: str, table: pa.Table, column: VectorColumn, again: Mapping[int, np.ndarray], ranges: Mapping[int, np.ndarray]
 ) -> float:
-    """Compare stored rows with those embedded again, and return the least cosine; of binary ones compare the signs.
-
-    Raises:
-        ConfigError: it is too small.
-    """
+    """Compare stored rows with those embedded again, and return the least cosine; of binary ones compare the signs."""
     again_ND = again[column.dim]
     stored_ND = restored(numbers(table, column), column, ranges)
     if column.dtype == "int8":  # values outside of the ranges were clipped

@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from jasper_ray.assets import locate
-from jasper_ray.encoders.base import Encoder, ImageEncoder, image_encoder
-from jasper_ray.encoders.hashing import HashEncoder
+from jasper_ray.encoders.base import Encoder, HashEncoder, ImageEncoder, image_encoder
 from jasper_ray.encoders.sentence_transformer import SentenceTransformerEncoder, load_sentence_transformer
 from jasper_ray.encoders.student import StudentEncoder, load_student
 from jasper_ray.vectors import Dtype

@@ -67,11 +67,7 @@ def open_for_inference(
 
 
 def open_model(settings: ModelSettings, device: str | None, precision: Dtype, vision: bool = False) -> OpenModel:
-    """Load the model in a known precision.
-
-    Raises:
-        ConfigError: nothing loads, or the model has no such prompt or length.
-    """
+    """Load the model in a known precision."""
     encoder = load_encoder(
         settings.model,
         device,
@@ -89,11 +85,7 @@ def open_model(settings: ModelSettings, device: str | None, precision: Dtype, vi
 
 
 def check_length(encoder: Encoder, max_length: int) -> None:
-    """Refuse a length that the model has no positions for, now and not at the first long text.
-
-    Raises:
-        ConfigError: the model cannot read so many tokens.
-    """
+    """Refuse a length that the model has no positions for, now and not at the first long text."""
     try:
         encoder.encode_tokens([np.ones(max_length, np.int32)], encoder.dims[:1])
     except (IndexError, RuntimeError) as error:

@@ -38,11 +38,7 @@ def precise(precision: Precision, device: str | None, learning: bool = False) ->
 
 
 def fast_precision(device: str | None, learning: bool = False) -> Dtype:
-    """Choose bfloat16 if the device is clearly faster in it, else float32; JASPER_RAY_PRECISION overrides.
-
-    Raises:
-        ConfigError: the variable names neither.
-    """
+    """Choose bfloat16 if the device is clearly faster in it, else float32; JASPER_RAY_PRECISION overrides."""
     kind = device_type(device)
     overridden = overridden_precision()
     return overridden or worth_precision(bfloat16_speed(kind, learning) if kind in SIZES else 1.0)
@@ -63,7 +59,6 @@ def overridden_precision() -> Dtype | None:
 
 
 def worth_precision(speed: float) -> Dtype:
-    """Choose bfloat16 if its speed over float32 is worth its rounding."""
     return "bfloat16" if speed >= WORTH else "float32"
 
 
@@ -112,7 +107,6 @@ def linear_layer(device: str, dtype: torch.dtype, learning: bool) -> Callable[[]
 
 
 def timed(work: Callable[[], None], clock: Callable[[], float]) -> float:
-    """Measure the seconds of a call by `clock`."""
     began = clock()
     work()
     return clock() - began

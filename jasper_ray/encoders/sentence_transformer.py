@@ -60,7 +60,6 @@ class SentenceTransformerEncoder(Encoder):
         return takes_tokens(self.model)
 
     def encode(self, texts: Sequence[str], prompt_name: str | None = None, dim: int | None = None) -> np.ndarray:
-        """See `Encoder.encode`."""
         size = known_dim(self.dims, dim)
         if not len(texts):
             return np.empty((0, size), np.float32)
@@ -74,7 +73,6 @@ class SentenceTransformerEncoder(Encoder):
         return normalise(vectors_ND)
 
     def tokenizing(self, prompt_name: str | None = None) -> Tokenizing | None:
-        """See `Encoder.tokenizing`."""
         prompt = prompt_text(self.prompts, prompt_name)
         if not takes_tokens(self.model):
             return None
@@ -161,11 +159,7 @@ def takes_tokens(model: SentenceTransformer) -> bool:
 
 
 def choose_head(model: SentenceTransformer, head: int, location: str, revision: str | None) -> None:
-    """Replace the model's last dense layer by that of `2_Dense_<head>`.
-
-    Raises:
-        ConfigError: the model has no dense layer, or no such folder.
-    """
+    """Replace the model's last dense layer by that of `2_Dense_<head>`."""
     # a missing folder is read as an empty configuration, hence the TypeError below
     places = [place for place, module in enumerate(model) if type(module).__name__ == "Dense"]
     folder = f"2_Dense_{head}"

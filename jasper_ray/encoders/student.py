@@ -57,11 +57,7 @@ class StudentEncoder(ImageEncoder):
 
     @property
     def vision(self) -> Vision:
-        """The vision encoder.
-
-        Raises:
-            ConfigError: the student has none.
-        """
+        """The vision encoder."""
         if self.student.vision is None:
             raise ConfigError("this student takes no images: it has no vision/; distil one with a stage on images")
         return self.student.vision
@@ -88,7 +84,6 @@ class StudentEncoder(ImageEncoder):
         return self._encode(texts, prompt_name, images, self.dims)
 
     def encode_images(self, images: Sequence[ImageLike]) -> dict[int, np.ndarray]:
-        """See `ImageEncoder.encode_images`."""
         return self.encode_heads(images=images)
 
     @torch.inference_mode()
@@ -100,25 +95,20 @@ class StudentEncoder(ImageEncoder):
         return torch.from_numpy(states[0])
 
     def tokenizing(self, prompt_name: str | None = None) -> Tokenizing:
-        """See `Encoder.tokenizing`."""
         return Tokenizing(self.tokenizer, self.card.max_length, prompt_text(self.prompts, prompt_name))
 
     @torch.inference_mode()
     def encode_tokens(self, ids: Ids, dims: Sequence[int], prompt_name: str | None = None) -> dict[int, np.ndarray]:
-        """See `Encoder.encode_tokens`."""
         return self._heads(self.tokenizing().group(ids), dims)
 
     def image_tokenizing(self) -> Tokenizing:
-        """See `ImageEncoder.image_tokenizing`."""
         return Tokenizing(self.tokenizer, self.card.max_length, image_opening(self.vision.image_tokens))
 
     def pixels(self, image: ImageLike) -> np.ndarray:
-        """See `ImageEncoder.pixels`."""
         return self.vision.preprocessing.pixels(open_image(image, self.pixel_limit))
 
     @torch.inference_mode()
     def encode_pixels(self, ids: Ids, pixels_B3SS: np.ndarray, dims: Sequence[int]) -> dict[int, np.ndarray]:
-        """See `ImageEncoder.encode_pixels`."""
         group = self.tokenizing().group(ids)
         pixels = torch.from_numpy(pixels_B3SS)
         return self._heads(with_pixels(self.tokenizer, group, pixels, self.vision.image_tokens), dims)
@@ -178,7 +168,6 @@ class StudentEncoder(ImageEncoder):
 
 
 def as_ids(rows: Sequence[Sequence[int]]) -> list[np.ndarray]:
-    """Make int32 arrays of token ids."""
     return [np.array(row, np.int32) for row in rows]
 
 

@@ -71,11 +71,7 @@ class TokenBudget:
         return in_order(parts, order_N), computed
 
     def shrink(self, rows: int, longest: int) -> None:
-        """Set the budget to half of the batch that did not fit.
-
-        Raises:
-            ConfigError: that was a single row.
-        """
+        """Set the budget to half of the batch that did not fit."""
         if rows == 1:
             raise ConfigError(
                 f"a text of {longest} tokens does not fit into memory alone; let fewer copies share a device, "

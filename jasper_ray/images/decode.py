@@ -87,7 +87,6 @@ def fault(data: bytes, pixel_limit: int = PIXEL_LIMIT) -> str | None:
 
 
 def _open(data: bytes) -> Image.Image:
-    """Read the header of an image."""
     try:
         return Image.open(io.BytesIO(data), formats=_formats())
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -116,7 +115,6 @@ def _broken(error: object) -> BadImage:
 
 
 def _rgb(image: Image.Image) -> Image.Image:
-    """Convert a decoded image to mode RGB."""
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
         return _from_16_bits(image)
     if image.mode in ("I", "F"):
@@ -157,11 +155,7 @@ ImageLike = str | Path | bytes | Image.Image
 
 
 def open_image(image: ImageLike, pixel_limit: int = PIXEL_LIMIT) -> Image.Image:
-    """Decode a file, bytes or a PIL image to mode RGB.
-
-    Raises:
-        BadImage: there is no such file, or the image cannot be used.
-    """
+    """Decode a file, bytes or a PIL image to mode RGB."""
     if isinstance(image, Image.Image):
         return to_rgb(image, pixel_limit)
     if isinstance(image, bytes):

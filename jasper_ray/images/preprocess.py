@@ -72,7 +72,6 @@ class Preprocessing(Settings):
         return RESAMPLING[self.resample]
 
     def as_transformers(self) -> dict[str, Any]:
-        """Convert to a `preprocessor_config.json`."""
         square = {"height": self.size, "width": self.size}
         cropping = self.fit == "crop"
         return {

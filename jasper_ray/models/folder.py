@@ -82,11 +82,7 @@ def load_student_folder(
 
 
 def head_dims(folder: Path) -> tuple[int, ...]:
-    """List the sizes of the heads in a student folder, largest first.
-
-    Raises:
-        ConfigError: there are none.
-    """
+    """List the sizes of the heads in a student folder, largest first."""
     dims = [int(path.name.rpartition("_")[2]) for path in folder.glob("2_Dense_*") if path.name[8:].isdigit()]
     if not dims:
         raise ConfigError(
@@ -96,7 +92,6 @@ def head_dims(folder: Path) -> tuple[int, ...]:
 
 
 def write_head(student: Student, dim: int, folder: Path) -> None:
-    """Write one head as a dense module."""
     head = student.heads[str(dim)]
     assert isinstance(head, torch.nn.Linear)
     config = {
@@ -110,17 +105,12 @@ def write_head(student: Student, dim: int, folder: Path) -> None:
 
 
 def pooling_config(student: Student) -> dict[str, Any]:
-    """Make the configuration of sentence-transformers' pooling module."""
     modes = {key: name == student.pooling for name, key in POOLING_KEYS.items()}
     return {"word_embedding_dimension": student.body.config.hidden_size, **modes, "include_prompt": True}
 
 
 def read_pooling(folder: Path) -> Pooling:
-    """Read the pooling of a student folder.
-
-    Raises:
-        ConfigError: the student cannot have this pooling.
-    """
+    """Read the pooling of a student folder."""
     config = read_json(folder / "1_Pooling" / "config.json")
     for name, key in POOLING_KEYS.items():
         if config.get(key):
@@ -138,11 +128,7 @@ def module_list(default_head: int) -> list[dict[str, Any]]:
 
 
 def read_card(folder: Path) -> StudentCard:
-    """Read the card of a student folder.
-
-    Raises:
-        ConfigError: a file or the default head is missing.
-    """
+    """Read the card of a student folder."""
     modules = read_json(folder / "modules.json")
     default = next((module["path"] for module in modules if module["path"].startswith("2_Dense_")), None)
     if default is None:

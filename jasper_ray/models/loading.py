@@ -88,11 +88,7 @@ def read_config(base: str, revision: str | None, place: str) -> PretrainedConfig
 
 
 def declared_config(architecture: Mapping[str, Any], place: str) -> PretrainedConfig:
-    """Make the configuration that the recipe declares.
-
-    Raises:
-        ConfigError: transformers does not know it.
-    """
+    """Make the configuration that the recipe declares."""
     from transformers import AutoConfig
 
     fields = dict(architecture)
@@ -125,11 +121,7 @@ def save_module(module: nn.Module, path: Path, prefix: str = "") -> None:
 
 
 def load_module(module: nn.Module, path: Path, subject: str, prefix: str = "") -> None:
-    """Load a module's weights from safetensors; `subject` names them in errors.
-
-    Raises:
-        ConfigError: they are missing, damaged or of another shape.
-    """
+    """Load a module's weights from safetensors; `subject` names them in errors."""
     try:
         module.load_state_dict({name.removeprefix(prefix): value for name, value in load_file(path).items()})
     except (OSError, SafetensorError, RuntimeError) as error:
@@ -139,18 +131,13 @@ def load_module(module: nn.Module, path: Path, subject: str, prefix: str = "") -
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file of a student folder.
-
-    Raises:
-        ConfigError: the file is missing.
-    """
+    """Read a JSON file of a student folder."""
     if not path.is_file():
         raise ConfigError(f"{str(path)!r} is missing; give a whole student folder")
     return json.loads(path.read_text(encoding="utf-8"))
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file, and its folder if missing."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 

@@ -25,7 +25,6 @@ class RidgeFit:
         self.products_AE = torch.zeros(pooled_size + 1, target_size, dtype=torch.float64)
 
     def add(self, pooled_NH: Tensor, target_NE: Tensor) -> None:
-        """Add rows to the sums."""
         states_NA = with_constant(pooled_NH.double().cpu())
         self.rows += len(states_NA)
         self.states_AA += states_NA.T @ states_NA

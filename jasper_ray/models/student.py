@@ -92,7 +92,6 @@ class Student(nn.Module):
 
     @property
     def dims(self) -> tuple[int, ...]:
-        """Sizes of the heads, the full head first."""
         return tuple(int(dim) for dim in self.heads)
 
     def pooled(self, group: TokenGroup) -> Tensor:
@@ -122,11 +121,7 @@ class Student(nn.Module):
         return tuple(self.heads[str(dim)](pooled_BH) for dim in dims or self.dims)
 
     def trainable_names(self, patterns: Sequence[str]) -> list[str]:
-        """List the parameters that any of the shell-style `patterns` matches (`heads.1024.*`, `body.layers.2?.*`).
-
-        Raises:
-            ConfigError: a pattern matches nothing.
-        """
+        """List the parameters that any of the shell-style `patterns` matches (`heads.1024.*`, `body.layers.2?.*`)."""
         names = self.learnable_names()
         for pattern in patterns:
             if not fnmatch.filter(names, pattern):

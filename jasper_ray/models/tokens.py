@@ -64,7 +64,6 @@ class Tokenizing:
         return ids_BT, mask_BT
 
     def group(self, ids: Ids | Sequence[list[int]]) -> TokenGroup:
-        """Pad rows and make tensors of them."""
         import torch
 
         ids_BT, mask_BT = self.padded(ids)
@@ -83,15 +82,12 @@ class TokenGroup(NamedTuple):
     """True at the tokens that an image's embeddings replace, equally many in each row."""
 
     def to(self, device: torch.device) -> TokenGroup:
-        """Copy the group to a device."""
         return self.map(lambda part: part.to(device, non_blocking=True))
 
     def first(self, rows: int) -> TokenGroup:
-        """Take the first rows."""
         return self.map(lambda part: part[:rows])
 
     def map(self, change: Callable[[Tensor], Tensor]) -> TokenGroup:
-        """Apply `change` to every tensor."""
         pixels = None if self.pixels_B3SS is None else change(self.pixels_B3SS)
         places = None if self.places_BT is None else change(self.places_BT)
         return TokenGroup(change(self.ids_BT), change(self.mask_BT), pixels, places)

@@ -152,11 +152,7 @@ def probe(tower: PreTrainedModel, size: int, image_tokens: int) -> tuple[int, fr
 
 
 def tokens_of(shape: PreTrainedModel, size: int) -> Tensor:
-    """Compute the tokens of one image on the meta device.
-
-    Raises:
-        ConfigError: the tower does not take images of that size.
-    """
+    """Compute the tokens of one image on the meta device."""
     try:
         pixels = torch.zeros(1, 3, size, size, device="meta")
         return shape(pixel_values=pixels).last_hidden_state
@@ -224,11 +220,7 @@ def base_config(settings: VisionSettings) -> PretrainedConfig:
 
 
 def preprocessing_of(settings: VisionSettings) -> Preprocessing:
-    """Take the recipe's preprocessing, or read that of `base`.
-
-    Raises:
-        ConfigError: there is none, or it is not supported.
-    """
+    """Take the recipe's preprocessing, or read that of `base`."""
     if settings.preprocessing is not None:
         return settings.preprocessing
     from transformers import ImageProcessingMixin
@@ -255,11 +247,7 @@ def save_vision(vision: Vision, folder: Path) -> None:
 
 
 def load_vision(folder: Path, hidden_size: int) -> Vision:
-    """Load the vision encoder that `save_vision` wrote.
-
-    Raises:
-        ConfigError: a file is missing or damaged.
-    """
+    """Load the vision encoder that `save_vision` wrote."""
     sight = read_json(folder / "sight.json")
     tower = load_weights(str(folder))
     vision = Vision(tower, read_preprocessing(folder), sight["image_tokens"], hidden_size, sight["projector"])

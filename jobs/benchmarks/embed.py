@@ -42,7 +42,7 @@ from jasper_ray.embedding.inputs import list_inputs
 from jasper_ray.embedding.job import embed_corpus
 from jasper_ray.embedding.manifest import summary
 from jasper_ray.embedding.output import ChunkWriter
-from jasper_ray.embedding.plan import Plan
+from jasper_ray.embedding.preflight import Plan
 from jasper_ray.embedding.reading import scan
 from jasper_ray.embedding.settings import VectorColumn
 from jasper_ray.embedding.store import open_store

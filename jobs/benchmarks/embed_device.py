@@ -23,7 +23,7 @@ from benchmarks.embed_peers import best_batch
 from benchmarks.harness import DEVICE, PEAK, TOKENS, Benchmark, Option, Record, Records, in_fresh_process, rows_option
 from jasper_ray.config import ConfigError
 from jasper_ray.embedding import EmbedSettings
-from jasper_ray.embedding.plan import Plan
+from jasper_ray.embedding.preflight import Plan
 from jasper_ray.encoders import Encoder, load_sentence_transformer
 from jasper_ray.encoders.token_budget import TokenBudget
 from jasper_ray.models.student import meta_student
