@@ -96,5 +96,5 @@ class TeacherPool(EncoderPool):
 
 
 def decided_gpus(gpus: Gpus, share: float = 0.0) -> float:
-    """Replace `auto` by a share, which is none while the hardware is open."""
+    """Replace `auto` by a share, which is 0 while the hardware is open."""
     return share if gpus == "auto" else gpus

@@ -31,7 +31,7 @@ ROW_SCHEMA = pa.schema(
     ]
 )
 """A `Row` in the sort, with its sort key, the index of its source, and the number of equal rows of each source that it
-stands for."""
+represents."""
 
 SORT_BYTES = 64 << 20
 """Size of one partition of the sort, about: half a block of Ray Data, so that a partition stays one block."""

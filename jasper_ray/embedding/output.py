@@ -1,4 +1,4 @@
-"""From a chunk to its files: vectors in the requested columns, and the record beside them.
+"""The files of a chunk: vectors in the requested columns, and the record beside them.
 
 vectors/<chunk>.parquet      id, copied columns, a fixed-size list for each column of vectors
 rejected/<chunk>.parquet     file, row, id, reason, detail; only if rows were rejected

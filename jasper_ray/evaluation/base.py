@@ -25,7 +25,7 @@ CELLS = 32_000_000
 
 
 class Style(NamedTuple):
-    """How a metric is printed, and which end of it is best."""
+    """The printed form of a metric, and its best end."""
 
     decimals: int = 1
     best: Literal["largest", "smallest"] = "largest"

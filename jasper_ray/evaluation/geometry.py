@@ -1,4 +1,4 @@
-"""How closely a student's vectors repeat their target's geometry on held-out rows."""
+"""Scores of geometry: a student's vectors against their target's on held-out rows."""
 
 # Shape legend: N rows, D size of the student's vectors, E size of the target, P pairs of rows: N (N - 1) / 2.
 

@@ -29,7 +29,7 @@ NDCG_DEPTH = 10
 Texts = dict[str, str]
 """Texts by id, in file order."""
 Grades = dict[str, dict[str, float]]
-"""For each query id, the grade of each relevant document id; all grades are above 0."""
+"""Grades above 0 of the relevant document ids, by query id."""
 
 
 class RetrievalSet(SetSettings):

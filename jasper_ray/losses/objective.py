@@ -82,7 +82,7 @@ class Objective:
     scope: Scope = "worker"
     """The rows a row is compared with: its worker's batch, or the batches of all workers."""
     reduction: Reduction = "sum"
-    """How the heads' weighted losses become one: summed, or averaged as the paper does in its stage 4."""
+    """Sum or mean of the heads' weighted losses; the paper takes the mean in its stage 4."""
 
     def __post_init__(self) -> None:
         if not self.losses:

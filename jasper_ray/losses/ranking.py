@@ -90,7 +90,7 @@ def unsort(values_P: Tensor, order_P: Tensor) -> Tensor:
 def count_by_rank(rank_P: Tensor, spared_P: Tensor, reach_P: Tensor) -> tuple[Tensor, Tensor]:
     """Count for every i: of the first `spared_i` ranks those lower than `rank_i`, of the first `reach_i` those higher.
 
-    From the top bit down, the ranks of one node share the bits seen so far and lie side by side; a stable partition by
+    From the top bit down, the ranks of one node share the bits seen so far and are adjacent; a stable partition by
     the next bit sends them left (0) or right (1). Every i follows its own rank down, and with it three positions: its
     node's start and the ends of its two prefixes. Where i goes right, the members of the prefix that go left are lower;
     where i goes left, those that go right are higher. Equal ranks never part, so ties count for nothing.

@@ -72,9 +72,9 @@ class Stage(Settings):
     losses: dict[int, HeadLosses] = Field(min_length=1)
     """Weights of the losses of each head, by the head's size."""
     reduction: Literal["sum", "mean"] = "sum"
-    """How the heads' weighted losses become one."""
+    """Sum or mean of the heads' weighted losses."""
     scope: Literal["worker", "global"] = "worker"
-    """Whose rows the relations of similarity span: one worker's, or all workers' together."""
+    """The rows that the similarity losses compare: one worker's, or all workers'."""
     learning_rate: float = Field(gt=0)
     """Peak learning rate of AdamW."""
     weight_decay: float = Field(default=0.01, ge=0)
@@ -82,7 +82,7 @@ class Stage(Settings):
     betas: tuple[Decay, Decay] = (0.9, 0.999)
     """AdamW's decay rates of the two moments."""
     schedule: Literal["constant", "linear", "cosine"] = "cosine"
-    """How the learning rate falls to 0 after warm-up; constant keeps it."""
+    """Curve of the learning rate from the end of the warm-up to 0; constant keeps it."""
     warmup: float = Field(default=0.05, ge=0, lt=1)
     """Share of the steps over which the learning rate rises from 0."""
     steps: int | None = Field(default=None, gt=0)

@@ -54,7 +54,7 @@ Values = tuple[Any, ...]
 
 
 class Rules(NamedTuple):
-    """How much a row may differ from its format before it is a fault."""
+    """The differences from its format that are a fault of a row."""
 
     utf8: bool = False
     """Bytes that are not UTF-8 are a fault of their row, even outside of its values."""
@@ -76,7 +76,7 @@ CORPUS = Rules(utf8=True, quotes=False)
 
 
 def judge(value: object) -> str | Fault:
-    """Return a text that can be embedded, or why the value is none."""
+    """Return a text that can be embedded, or the fault of the value."""
     if isinstance(value, str):
         if not value.isascii() and SURROGATE.search(value):
             return Fault("undecodable", value[:DETAIL_LETTERS].encode("utf-8", "backslashreplace").decode())

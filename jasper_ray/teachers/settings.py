@@ -114,7 +114,7 @@ class SentenceTransformerTeacher(TeacherBase):
     dim: int | None = Field(default=None, gt=0)
     """Size of its vectors, checked when it is loaded; known sizes let a recipe be checked with nothing downloaded."""
     head: int | None = Field(default=None, gt=0)
-    """For models that carry several dense layers, as Stella's do: the one in the folder `2_Dense_<head>`."""
+    """The dense layer in the folder `2_Dense_<head>`, for models with several, such as Stella's."""
     max_length: int | None = Field(default=None, gt=0)
     """Tokens a text is cut to. Default: the model's own limit."""
     dtype: Precision = "auto"

@@ -74,7 +74,7 @@ def read_inputs(
     """Parse a text, a list of texts, token ids, or a list of these.
 
     Raises:
-        Refusal: it is none of them.
+        Refusal: it is something else.
     """
     if isinstance(value, str):
         return (read_text(value, service, prompt_name, cut),)
