@@ -74,7 +74,7 @@ def accuracy(
 ) -> float:
     """Return the share of test rows that a logistic regression trained on the training rows labels rightly.
 
-    Multinomial, L2 penalty with C = 1, unit rows unscaled, L-BFGS in float64 to convergence: nothing is drawn, so the
+    Multinomial, L2 penalty with C = 1, unit rows unscaled, L-BFGS in float64 to convergence: nothing is random, so the
     same vectors give the same accuracy.
     """
     from sklearn.linear_model import LogisticRegression

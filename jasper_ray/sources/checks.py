@@ -16,7 +16,7 @@ from jasper_ray.sources.settings import Source
 def check_sources(sources: Sequence[Source]) -> None:
     """Check that every source has files and the first of them can be read and has the column.
 
-    Needs no Ray. Assets that are not in the cache are downloaded. Later files are not opened.
+    Assets that are not in the cache are downloaded. Later files are not opened.
 
     Raises:
         ConfigError: names the source and the file.

@@ -1,4 +1,4 @@
-"""Whole files of rows as Arrow tables: a text or the reason why there is none, for every row of a file.
+"""Whole files of rows as Arrow tables: every row has a text, or the reason why it is rejected.
 
 Nothing is skipped, so rows read are rows embedded plus rows rejected.
 """
