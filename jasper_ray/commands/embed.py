@@ -38,7 +38,9 @@ def command_line() -> argparse.ArgumentParser:
     vectors = parser.add_argument_group("vectors")
     add_fields(vectors, EmbedSettings, model=None, revision="COMMIT", prompt="NAME")
     add_field(vectors, EmbedSettings, "vectors", "N[:DTYPE]", "--dim")
-    add_fields(vectors, EmbedSettings, dtype=None, max_length="TOKENS", truncate=None, precision=None)
+    add_fields(vectors, EmbedSettings, dtype=None, max_length="TOKENS")
+    add_field(vectors, EmbedSettings, "truncate", help="Reject texts above --max-length instead of truncating them.")
+    add_fields(vectors, EmbedSettings, precision=None)
 
     work = parser.add_argument_group("work")
     work.add_argument("--output", required=True, metavar="DIR", help="The output folder or its URI.")
