@@ -90,11 +90,6 @@ def min_and_max(option: str, written: str) -> tuple[int, int]:
     return int(least), int(most or least)
 
 
-def first_line(error: Exception) -> str:
-    """The first line of an error's text, or its class if the text is empty."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
 def duration(seconds: float) -> str:
     """`1 h 5 min`, `2 min 10 s`, `8 s`."""
     minutes, rest = divmod(round(seconds), 60)

@@ -17,6 +17,11 @@ class ConfigError(ValueError):
     """An error that the user can fix. Its message is one sentence: found, expected, where to change it."""
 
 
+def first_line(error: Exception) -> str:
+    """The first line of an error's text, or its class if the text is empty: libraries append paragraphs of advice."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip()
+
+
 def config_message(error: BaseException | None) -> str | None:
     """The message of the `ConfigError` inside an exception that Ray may have wrapped; None without one.
 

@@ -20,8 +20,8 @@ import ray
 from ray import cloudpickle
 from ray._private import ray_constants, worker
 
-from jasper_ray.cli import first_line, log_progress, signal_handlers_restored
-from jasper_ray.config import ConfigError, config_message
+from jasper_ray.cli import log_progress, signal_handlers_restored
+from jasper_ray.config import ConfigError, config_message, first_line
 
 if TYPE_CHECKING:
     from ray.data import DataContext, Dataset, TaskPoolStrategy
@@ -89,25 +89,17 @@ def join_or_start(cpus: float) -> None:
             else:
                 start_local_ray(max(os.cpu_count() or 1, round(cpus + 1)))
     except Exception as error:
-        raise (cannot_join(address, error) if address else cannot_start(error)) from error
+        if address:
+            raise ConfigError(
+                f"cannot join the Ray at {address} ({first_line(error)}); start it, or fix or unset RAY_ADDRESS; "
+                "if it requires a token, set RAY_AUTH_MODE=token"
+            ) from error
+        raise ConfigError(
+            f"a local Ray did not start ({first_line(error)}); its logs are in /tmp/ray/session_latest/logs; "
+            "if the machine is busy, run the same command again later"
+        ) from error
     # DeepSpeed, which transformers may import to save a model, prints the devices it finds; none is used here.
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
-
-
-def cannot_join(address: str, error: Exception) -> ConfigError:
-    """The error for a RAY_ADDRESS that cannot be joined."""
-    return ConfigError(
-        f"cannot join the Ray at {address} ({first_line(error)}); start it, or fix or unset RAY_ADDRESS; "
-        "if it requires a token, set RAY_AUTH_MODE=token"
-    )
-
-
-def cannot_start(error: Exception) -> ConfigError:
-    """The error for a local Ray that did not start."""
-    return ConfigError(
-        f"a local Ray did not start ({first_line(error)}); its logs are in /tmp/ray/session_latest/logs; "
-        "if the machine is busy, run the same command again later"
-    )
 
 
 def start_local_ray(cpus: int) -> None:

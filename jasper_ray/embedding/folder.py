@@ -21,14 +21,13 @@ import pyarrow as pa
 from pydantic import ValidationError
 
 from jasper_ray.atomic import locked_folder
-from jasper_ray.config import ConfigError, Settings, setting_differences
+from jasper_ray.config import ConfigError, Settings, first_line, setting_differences
 from jasper_ray.embedding.chunks import is_chunk_name
 from jasper_ray.embedding.inputs import InputFile, ScannedFile
 from jasper_ray.embedding.manifest import EmbeddingManifest
 from jasper_ray.embedding.output import REJECTED, VECTORS, ChunkRecord, record_in
 from jasper_ray.embedding.settings import EmbedSettings, VectorColumn
 from jasper_ray.embedding.store import Store
-from jasper_ray.models.loading import first_line
 from jasper_ray.vectors import Dtype
 
 logger = logging.getLogger(__name__)

@@ -7,12 +7,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from jasper_ray.config import ConfigError
+from jasper_ray.config import ConfigError, first_line
 from jasper_ray.encoders import Encoder, load_encoder
 from jasper_ray.encoders.base import prompt_text
 from jasper_ray.encoders.precision import check_precision, device_type, precise
 from jasper_ray.encoders.token_budget import USUAL_TOKENS, TokenBudget, free_memory
-from jasper_ray.models.loading import first_line
 from jasper_ray.models.tokens import Tokenizing
 from jasper_ray.resources import ModelSettings
 from jasper_ray.vectors import Dtype

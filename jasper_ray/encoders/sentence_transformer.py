@@ -15,9 +15,8 @@ import torch
 from safetensors import SafetensorError
 
 from jasper_ray.assets import locate
-from jasper_ray.config import ConfigError
+from jasper_ray.config import ConfigError, first_line
 from jasper_ray.encoders.base import Encoder, as_list, known_dim, prompt_text
-from jasper_ray.models.loading import first_line
 from jasper_ray.models.tokens import Ids, Tokenizing
 from jasper_ray.vectors import Dtype, normalise
 

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from jasper_ray.assets import locate
-from jasper_ray.config import ConfigError
+from jasper_ray.config import ConfigError, first_line
 
 if TYPE_CHECKING:  # transformers takes seconds to import; reading settings does not need it
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -140,8 +140,3 @@ def read_json(path: Path) -> Any:
 def write_json(path: Path, value: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def first_line(error: Exception) -> str:
-    """Take the first line of an error's message: libraries append paragraphs of advice."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip()

@@ -17,12 +17,11 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from jasper_ray.assets import locate
-from jasper_ray.config import ConfigError, Settings
+from jasper_ray.config import ConfigError, Settings, first_line
 from jasper_ray.images import Preprocessing, from_transformers
 from jasper_ray.models.loading import (
     check_architecture,
     declared_config,
-    first_line,
     load_module,
     load_weights,
     read_config,
