@@ -62,7 +62,7 @@ class HeldOutPairs(HeldOut):
 
     needs_vision = True
     batch: Batch
-    """By column: id, text (the caption), prompt, image (the bytes of its file)."""
+    """Columns id, text (the caption), prompt, and image (the bytes of its file)."""
     pixel_limit: int
 
     def scores(self, encoder: Encoder, dims: Sequence[int] | None = None) -> list[Score]:

@@ -95,7 +95,7 @@ class Recipe(Settings):
         return self
 
     def rows_of(self, data: str) -> Any:
-        """The settings of the rows of a data kind; None when the recipe has none of that kind."""
+        """Return the settings of the rows of a data kind; None if the recipe has no such rows."""
         return getattr(self, DATA_KINDS[data].settings)
 
 

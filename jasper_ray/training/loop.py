@@ -42,7 +42,7 @@ def train(job: StageJob, rows: Iterator[Rows]) -> None:
     device = get_device()
     choose_attention(device)
     student, tokenizer, card = load_student_folder(job.start, vision=job.stage.kind.needs_vision)
-    worker = Worker(job, student, device)
+    worker = Worker(job, start_engine(student, job, device), device)
     first_step = restore_checkpoint(worker.engine, job.folder.checkpoints)
     if first_step < job.total_steps:
         worker.run(first_step, micro_batches(job, tokenizer, card, rows))
@@ -52,11 +52,10 @@ def train(job: StageJob, rows: Iterator[Rows]) -> None:
 class Worker:
     """One rank's engine and objective."""
 
-    def __init__(self, job: StageJob, student: Student, device: torch.device) -> None:
-        set_up_student(student, job)
+    def __init__(self, job: StageJob, engine: Engine, device: torch.device) -> None:
         self.job = job
+        self.engine = engine
         self.device = device
-        self.engine: Engine = build_engine(student.to(device), job.stage, job.total_steps, device)
         self.objective = Objective(job.stage.losses, job.stage.scope, job.stage.reduction)
 
     def run(self, first_step: int, stream: Iterator[MicroBatch]) -> None:
@@ -126,13 +125,14 @@ def choose_attention(device: torch.device) -> None:
         torch.backends.cuda.enable_flash_sdp(False)  # despite its name it governs the processor's kernel too
 
 
-def set_up_student(student: Student, job: StageJob) -> None:
-    """Set the parameters that learn, dropout and gradient checkpointing."""
+def start_engine(student: Student, job: StageJob, device: torch.device) -> Engine:
+    """Set the parameters that learn, dropout and gradient checkpointing, and build the student's engine."""
     student.freeze_all_but(job.stage.train)
     student.set_dropout(job.dropout)
     if job.stage.gradient_checkpointing:
         for part in (student.body, *([student.vision.tower] if student.vision else [])):
             part.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return build_engine(student.to(device), job.stage, job.total_steps, device)
 
 
 def check_place(micro: MicroBatch, round_: int, rows: int) -> None:

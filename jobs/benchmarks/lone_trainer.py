@@ -39,11 +39,11 @@ def lone_worker(job: StageJob, student: Student, device: torch.device, threads: 
         port = free.getsockname()[1]
     world = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     os.environ.update(worker_environment(on_gpu=device.type == "cuda"), **world)
-    from jasper_ray.training.loop import Worker, choose_attention
+    from jasper_ray.training.loop import Worker, choose_attention, start_engine
 
     torch.set_num_threads(threads)
     choose_attention(device)
-    worker = Worker(job, student, device)
+    worker = Worker(job, start_engine(student, job, device), device)
     worker.engine.train()
     try:
         yield worker
