@@ -77,8 +77,10 @@ class Preparation(NamedTuple):
     def chunk(self, name: str, file: str, first: int, rows: pa.Table) -> Chunk:
         """Make a chunk of `rows` (as `read_rows` gives them), which begin at row `first` of a file."""
         numbers = pa.array(np.arange(first, first + len(rows)))
-        ids = rows[self.id_column] if self.id_column else row_ids(file, first, len(rows))
-        if self.id_column:
+        if self.id_column is None:
+            ids = pa.chunked_array([pa.array([f"{file}#{first + row}" for row in range(len(rows))], pa.string())])
+        else:
+            ids = rows[self.id_column]
             reasons = pc.if_else(pc.and_(pc.is_null(rows[REASON]), pc.is_null(ids)), "no_id", rows[REASON])
             rows = rows.set_column(rows.column_names.index(REASON), REASON, reasons)
         good = pc.is_null(rows[REASON]).to_numpy(zero_copy_only=False)
@@ -100,10 +102,6 @@ class Preparation(NamedTuple):
         ids = self.tokenizing(texts, self.truncate)
         long = {place: len(row) for place, row in enumerate(ids) if len(row) > self.tokenizing.max_length}
         return pa.table({"text": pa.array(ids, pa.large_list(pa.int32()))}), long
-
-
-def row_ids(file: str, first: int, rows: int) -> pa.ChunkedArray:
-    return pa.chunked_array([pa.array([f"{file}#{row}" for row in range(first, first + rows)], pa.string())])
 
 
 def distinct_texts(texts: list[str]) -> tuple[pa.Array, list[str]]:

@@ -115,25 +115,17 @@ def check_apart(inputs: Iterable[str], output: str) -> None:
 
 
 def input_files(files: SourceFiles, form: Format) -> list[InputFile]:
-    infos = files.filesystem.get_file_info(list(files.paths))
-    return [
-        InputFile(known_file(full_name(files, info.path), info.size, info.mtime_ns), files.filesystem, info.path, form)
-        for info in infos
-    ]
-
-
-def full_name(files: SourceFiles, path: str) -> str:
-    """Make a file's one name, however its input was spelled."""
-    if isinstance(files.filesystem, fs.LocalFileSystem):
-        return os.path.normpath(path)
-    return f"{files.filesystem.type_name}://{path}"
-
-
-def known_file(name: str, size: int | None, mtime_ns: int | None) -> KnownFile:
-    """Describe a file, with a key made of its name."""
-    stem = posixpath.basename(name).split(".")[0][:40].lstrip("_") or "file"  # readers skip names that begin with _
-    digest = hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()[:16]
-    return KnownFile(name=name, key=f"{stem}-{digest}", size=size, mtime_ns=mtime_ns)
+    """Describe found files; a file has one name, however its input was spelled, and a key made of that."""
+    inputs = []
+    for info in files.filesystem.get_file_info(list(files.paths)):
+        name = f"{files.filesystem.type_name}://{info.path}"
+        if isinstance(files.filesystem, fs.LocalFileSystem):
+            name = os.path.normpath(info.path)
+        stem = posixpath.basename(name).split(".")[0][:40].lstrip("_") or "file"  # readers skip names that begin with _
+        digest = hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()[:16]
+        known = KnownFile(name=name, key=f"{stem}-{digest}", size=info.size, mtime_ns=info.mtime_ns)
+        inputs.append(InputFile(known, files.filesystem, info.path, form))
+    return inputs
 
 
 def format_of(path: str) -> Format:

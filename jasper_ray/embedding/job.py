@@ -67,7 +67,7 @@ def embed_corpus(settings: EmbedSettings, output: str, watch: Watch | None = Non
     with folder.locked():
         weights = weights_of(settings, folder)
         provenance = folder.check(settings, weights)
-        with ray_session(*reserved(settings)):
+        with ray_session(*reserved(settings.pool, settings.readers)):
             plan = plan_on_cluster(settings, revision_in(weights))
             return EmbeddingJob(plan, folder, weights, files, provenance, watch).run(began)
 

@@ -67,14 +67,10 @@ class Plan:
         return open_for_inference(self.settings, self.pool.device, sample)
 
 
-def reserved(settings: EmbedSettings) -> tuple[float, float]:
-    """Sum up the CPUs and GPUs of the pools that the settings describe."""
-    return together([pool for pool in (settings.pool, settings.readers) if pool])
-
-
-def together(pools: Sequence[Pool]) -> tuple[float, float]:
-    """Sum up the CPUs and GPUs that pools reserve at once, at least."""
-    return sum(pool.reserved[0] for pool in pools), sum(pool.reserved[1] for pool in pools)
+def reserved(*pools: Pool | None) -> tuple[float, float]:
+    """Sum up the CPUs and GPUs that pools reserve at once, at least; an open one counts nothing."""
+    known = [pool.reserved for pool in pools if pool]
+    return sum(cpus for cpus, _ in known), sum(gpus for _, gpus in known)
 
 
 def plan_on_cluster(settings: EmbedSettings, revision: str | None) -> Plan:
@@ -88,7 +84,7 @@ def plan_on_cluster(settings: EmbedSettings, revision: str | None) -> Plan:
     given = settings.pool.model_dump(exclude_unset=True) if settings.pool else {}
     pool = default_pool(cpus, sum(gpus)).model_copy(update=given)
     readers = settings.readers or default_readers(sum(cpus))
-    check_room(*together([pool, readers]))
+    check_room(*reserved(pool, readers))
     if pool.cpus > max(cpus) or pool.gpus > max(gpus):
         raise ConfigError(
             f"a replica of the model reserves {pool.cpus:g} CPUs and {pool.gpus:g} GPUs, and the largest node has "

@@ -61,7 +61,7 @@ def verify_corpus(settings: EmbedSettings, output: str) -> str:
         )
     begun = {chunk_of(record.name)[0] for record in manifest.blocks}
     folder.check_unchanged(list_inputs(settings), folder.known(), begun)
-    with ray_session(*reserved(settings)):
+    with ray_session(*reserved(settings.pool, settings.readers)):
         plan = plan_on_cluster(settings, revision_in(weights))
         faults = check_counts(manifest, folder)
         logger.info("checking %d files", len(manifest.blocks))

@@ -53,7 +53,9 @@ def save_student(student: Student, tokenizer: PreTrainedTokenizerBase, card: Stu
             write_head(student, dim, staging / f"2_Dense_{dim}")
         if student.vision is not None:
             save_vision(student.vision, staging / VISION)
-        write_json(staging / "1_Pooling" / "config.json", pooling_config(student))
+        modes = {key: name == student.pooling for name, key in POOLING_KEYS.items()}
+        pooling = {"word_embedding_dimension": student.body.config.hidden_size, **modes, "include_prompt": True}
+        write_json(staging / "1_Pooling" / "config.json", pooling)
         write_json(staging / "modules.json", module_list(card.default_head))
         write_json(staging / "sentence_bert_config.json", {"max_seq_length": card.max_length, "do_lower_case": False})
         usage = {"prompts": card.prompts, "default_prompt_name": None, "similarity_fn_name": "cosine"}
@@ -102,11 +104,6 @@ def write_head(student: Student, dim: int, folder: Path) -> None:
     }
     write_json(folder / "config.json", config)
     save_module(head, folder / "model.safetensors", "linear.")
-
-
-def pooling_config(student: Student) -> dict[str, Any]:
-    modes = {key: name == student.pooling for name, key in POOLING_KEYS.items()}
-    return {"word_embedding_dimension": student.body.config.hidden_size, **modes, "include_prompt": True}
 
 
 def read_pooling(folder: Path) -> Pooling:
