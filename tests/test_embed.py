@@ -1,4 +1,4 @@
-"""Embedding on Ray: every row accounted for, whatever is in the files and whatever is killed."""
+"""Embedding on Ray: every row is accounted for, with any contents of the files and any process killed."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def student(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A student that computes in bfloat16 in no time even where a processor has none."""
+    """Write a student so small that bfloat16 is fast even on a CPU without it."""
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
     body = BodySettings(base=BASE, random_weights=True, architecture={"model_type": "bert", **sizes})
     student = build_student(StudentSettings(body=body, heads=(96, 32), default_head=32, max_length=64), seed=1)
@@ -81,7 +81,7 @@ def vectors(output: Path) -> pa.Table:
 
 
 def bytes_of(output: Path) -> dict[str, tuple[bytes, int]]:
-    """Contents and modification times of the finished files."""
+    """Read the contents and modification times of the finished files."""
     files = (output / "vectors").glob("*.parquet")
     return {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in files}
 
@@ -134,7 +134,7 @@ def test_several_columns_from_one_pass_with_what_was_asked_for(tiny: Path, tmp_p
 
 @dataclass(frozen=True)
 class Finished:
-    """A corpus, what its embedding left, and what that told."""
+    """A corpus, its output folder, and the message of its embedding."""
 
     corpus: Path
     output: Path
@@ -147,7 +147,7 @@ BAD = ['{"text": null}', '{"text": 3.5}', '{"text": "  "}', '{"text": "\\udc00"}
 
 @pytest.fixture(scope="module")
 def damaged(shared_ray: None, student: Path, tmp_path_factory: pytest.TempPathFactory) -> Finished:
-    """A file a third of whose rows are bad, which is more than was allowed."""
+    """Embed a file of which a third of the rows are bad, more than is allowed."""
     folder = tmp_path_factory.mktemp("damaged")
     (folder / "in").mkdir()
     lines = [json.dumps({"text": text}) for text in GOOD]
@@ -159,7 +159,7 @@ def damaged(shared_ray: None, student: Path, tmp_path_factory: pytest.TempPathFa
 
 @pytest.fixture(scope="module")
 def finished(shared_ray: None, student: Path, tmp_path_factory: pytest.TempPathFactory) -> Finished:
-    """A file of 120 sentences beside an empty one, embedded."""
+    """Embed a file of 120 sentences beside an empty one."""
     folder = tmp_path_factory.mktemp("finished")
     (folder / "in").mkdir()
     (folder / "in" / "a.txt").write_text("\n".join(sentences(120)))
@@ -170,7 +170,7 @@ def finished(shared_ray: None, student: Path, tmp_path_factory: pytest.TempPathF
 
 @contextmanager
 def to_change(finished: Finished, folder: Path) -> Iterator[Finished]:
-    """The same with vectors of its own; the corpus, which is known by its place, is put back afterwards."""
+    """Give a test its own output; the corpus, which is known by its path, is restored afterwards."""
     kept = shutil.copytree(finished.corpus, folder / "kept")
     yield replace(finished, output=shutil.copytree(finished.output, folder / "out"))
     shutil.rmtree(finished.corpus)
@@ -322,7 +322,7 @@ def test_an_actor_that_is_killed_is_replaced_and_nothing_is_lost(student: Path, 
 
 
 class Killer:
-    """Kills one embedding actor when so many files are there."""
+    """Kills one embedding actor when `after` files exist."""
 
     def __init__(self, folder: Path, after: int) -> None:
         self.folder = folder
@@ -347,7 +347,7 @@ class Killer:
 
 
 def kill_one(word: str) -> int:
-    """SIGKILL for a Ray worker below this process whose title has that word; its pid."""
+    """Kill a Ray worker below this process whose title has a word, and return its pid."""
     workers = [p for p in psutil.Process().children(recursive=True) if word in title(p) and "ray::" in title(p)]
     if not workers:
         return 0
@@ -384,7 +384,7 @@ def test_a_job_that_is_killed_anywhere_continues_with_each_id_exactly_once(stude
 
 
 def kill_at(asked: EmbedSettings, output: Path, files: int) -> None:
-    """Run the job in a process of its own and kill all of it when so many files are there."""
+    """Run the job in a process of its own, and kill all of it when `files` files exist."""
     environment = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0"}
     command = [sys.executable, "-c", JOB, asked.model_dump_json(), str(output)]
     job = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL, start_new_session=True)
@@ -406,7 +406,7 @@ def test_a_node_that_is_lost_costs_nothing_but_time(
     student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = 3000
-    monkeypatch.setattr(DataContext.get_current(), "wait_for_min_actors_s", 300)  # nothing begins before both are there
+    monkeypatch.setattr(DataContext.get_current(), "wait_for_min_actors_s", 300)  # wait for both actors
     (tmp_path / "a.txt").write_text("\n".join(sentences(rows)))
     output = tmp_path / "out"
     asked = settings(student, tmp_path / "a.txt", pool={**TWO, "cpus": 0.7})
@@ -444,7 +444,7 @@ def test_a_node_that_is_lost_costs_nothing_but_time(
 def test_the_pool_is_what_the_cluster_has() -> None:
     assert default_pool([2], 0).model_dump() == {"min_size": 2, "max_size": 2, "cpus": 0.8, "gpus": 0.0, "threads": 1}
     assert default_pool([64], 0).max_size == 16
-    assert default_pool([2] * 8, 0).threads == 1  # what no node has is never asked for
+    assert default_pool([2] * 8, 0).threads == 1  # no replica needs more than a node has
     assert default_readers(64).max_size == 16
     assert default_pool([32], 4).model_dump() == {
         "min_size": 1,

@@ -1,4 +1,4 @@
-"""Embedding without Ray: rows and reasons, blocks, tokens, budgets, quantised vectors, and what a folder refuses."""
+"""Embedding without Ray: rows and reasons, chunks, tokens, budgets, quantised vectors, and refusals of a folder."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def settings(folder: Path, **changes: Any) -> EmbedSettings:
 
 
 def rows_of_file(path: Path, *copied: str, **changes: Any) -> list[tuple[str | None, str | None]]:
-    """Text and reason of every row of the only file there is."""
+    """Read the text and the reason of every row of the only file."""
     [file] = list_inputs(settings(path, **changes))
     tables = [table for _, table in read_rows(file, Columns("text", copied))]
     table = pa.concat_tables(tables)
@@ -189,11 +189,11 @@ def test_a_damaged_row_group_costs_its_own_rows_alone(tmp_path: Path) -> None:
     assert {reason for _, reason in found[10:20]} == {"unreadable"}
 
 
-# scans and blocks
+# scans and chunks
 
 
 def write_lines(folder: Path, form: str, rows: int) -> list[str]:
-    """A file of `rows` numbered texts."""
+    """Write a file of `rows` numbered texts."""
     texts = [f"text {row} {'é' * (row % 3)}" for row in range(rows)]
     if form == "parquet":
         pq.write_table(pa.table({"text": texts}), folder / "a.parquet", row_group_size=3)
@@ -216,13 +216,13 @@ def test_any_block_can_be_read_without_those_before_it(tmp_path: Path, form: str
     columns = Columns("text", ())
     found = scan(file, columns, 4)
     assert (found.rows, found.fault) == (rows, "")
-    blocks = range(-(-rows // 4))
-    for block in blocks:
-        finished = {chunk_name(file.known.key, other) for other in blocks if other != block}
+    chunks = range(-(-rows // 4))
+    for chunk in chunks:
+        finished = {chunk_name(file.known.key, other) for other in chunks if other != chunk}
         [span] = plan_spans(file, found, 4, finished)
         [(number, table)] = read_span(span, columns, 4)
-        assert (number, span.rows) == (block, len(table))
-        assert table[TEXT].to_pylist() == texts[block * 4 : block * 4 + 4]
+        assert (number, span.rows) == (chunk, len(table))
+        assert table[TEXT].to_pylist() == texts[chunk * 4 : chunk * 4 + 4]
 
 
 def test_offsets_are_right_beyond_the_first_chunk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -261,15 +261,15 @@ def test_a_folder_of_two_formats_wants_to_be_told_which(tmp_path: Path) -> None:
 def test_equal_texts_are_embedded_once_and_each_row_finds_its_own(tmp_path: Path) -> None:
     values: list[str | None] = ["b", "a", None, "b", "", "a", "b"]
     rows = rows_from_parquet(tmp_path, values)
-    block = Preparation(None, True, None, ()).chunk("n", "f", 100, rows)
-    assert block.texts["text"].to_pylist() == ["b", "a"]
-    assert block.kept[TEXT].to_pylist() == [0, 1, 0, 1, 0]
-    assert block.kept["id"].to_pylist() == ["f#100", "f#101", "f#103", "f#105", "f#106"]
-    assert block.rejected.select(["row", "reason"]).to_pylist() == [
+    chunk = Preparation(None, True, None, ()).chunk("n", "f", 100, rows)
+    assert chunk.texts["text"].to_pylist() == ["b", "a"]
+    assert chunk.kept[TEXT].to_pylist() == [0, 1, 0, 1, 0]
+    assert chunk.kept["id"].to_pylist() == ["f#100", "f#101", "f#103", "f#105", "f#106"]
+    assert chunk.rejected.select(["row", "reason"]).to_pylist() == [
         {"row": 102, "reason": "null"},
         {"row": 104, "reason": "empty"},
     ]
-    assert unpack(block.packed()) == block
+    assert unpack(chunk.packed()) == chunk
 
 
 def rows_from_parquet(folder: Path, values: Sequence[str | None], **columns: Sequence[Any]) -> pa.Table:
@@ -291,10 +291,10 @@ def test_long_texts_are_cut_or_set_aside(tmp_path: Path, student: Path) -> None:
 
 def test_ids_and_copied_columns_keep_their_types_and_a_row_without_id_is_set_aside(tmp_path: Path) -> None:
     rows = rows_from_parquet(tmp_path, ["a", "b", "c"], key=[7, None, 9], price=[0.5, 1.5, None])
-    block = Preparation(None, True, "key", ("price",)).chunk("n", "f", 0, rows)
-    assert block.kept.drop_columns([TEXT]).to_pylist() == [{"key": 7, "price": 0.5}, {"key": 9, "price": None}]
-    assert block.kept.schema.field("key").type == pa.int64()
-    assert block.rejected["reason"].to_pylist() == ["no_id"]
+    chunk = Preparation(None, True, "key", ("price",)).chunk("n", "f", 0, rows)
+    assert chunk.kept.drop_columns([TEXT]).to_pylist() == [{"key": 7, "price": 0.5}, {"key": 9, "price": None}]
+    assert chunk.kept.schema.field("key").type == pa.int64()
+    assert chunk.rejected["reason"].to_pylist() == ["no_id"]
 
 
 # vectors
@@ -332,7 +332,7 @@ def test_every_head_comes_from_one_pass(student: Path) -> None:
 
 
 def test_in_bfloat16_vectors_stay_close(student: Path, sentences: list[str]) -> None:
-    texts = [*TEXTS, *sentences[:10]]  # a processor without the type takes a hundred times as long for each
+    texts = [*TEXTS, *sentences[:10]]  # a CPU without the type takes a hundred times as long for each
     exact = embedded(load_encoder(str(student)), texts, (96, 32), 1000)
     lower = embedded(load_encoder(str(student), dtype="bfloat16"), texts, (96, 32), 1000)
     assert all(least_cosine(exact[dim], lower[dim]) >= 0.999 for dim in (96, 32))
@@ -382,7 +382,7 @@ def test_tokens_are_filled_up_on_the_side_that_the_tokenizer_says(student: Path)
 
 def test_the_same_numbers_as_sentence_transformers_own_quantisation(student: Path, sentences: list[str]) -> None:
     x_ND = load_encoder(str(student)).encode(sentences)
-    ranges_RD = int8_ranges(x_ND[:100])  # others lie outside
+    ranges_RD = int8_ranges(x_ND[:100])  # the others are outside of the ranges
     assert (quantise_int8(x_ND, ranges_RD) == quantize_embeddings(x_ND, "int8", ranges=ranges_RD)).all()
     assert (quantise_binary(x_ND) == quantize_embeddings(x_ND, "binary")).all()
     assert (ranges_RD[1] > ranges_RD[0]).all()
@@ -393,7 +393,7 @@ def lengths(*rows: int) -> list[np.ndarray]:
 
 
 def of_lengths(ids: Ids) -> dict[int, np.ndarray]:
-    """Stands for a model: each row's vector tells its length."""
+    """Replace a model: each row's vector is its length."""
     return {1: np.array([[len(row)] for row in ids], np.float32)}
 
 
@@ -453,11 +453,11 @@ def test_a_file_of_vectors_is_plain_parquet_and_tells_its_own_record(tmp_path: P
     encoder = load_encoder(str(student))
     columns = [vector_column(word) for word in ("96", "32:float16", "32:int8", "96:binary")]
     rows = rows_from_parquet(tmp_path, [*TEXTS, None, TEXTS[0]])
-    block = Preparation(encoder.tokenizing(), True, None, ()).chunk("a-000000.parquet", "f", 0, rows)
+    chunk = Preparation(encoder.tokenizing(), True, None, ()).chunk("a-000000.parquet", "f", 0, rows)
     ranges = {32: int8_ranges(encoder.encode(TEXTS, dim=32))}
     store = open_store(str(tmp_path / "out"))
-    done = ChunkWriter(opened(encoder, 300), columns, ranges, store).embed(block, "me")
-    table = pq.read_table(tmp_path / "out" / "vectors" / block.name)
+    done = ChunkWriter(opened(encoder, 300), columns, ranges, store).embed(chunk, "me")
+    table = pq.read_table(tmp_path / "out" / "vectors" / chunk.name)
     assert [str(table.schema.field(column.name).type) for column in columns] == [
         "fixed_size_list<element: float>[96]",
         "fixed_size_list<element: halffloat>[32]",
@@ -467,7 +467,7 @@ def test_a_file_of_vectors_is_plain_parquet_and_tells_its_own_record(tmp_path: P
     x_ND = encoder.encode([*TEXTS, TEXTS[0]], dim=32)
     assert np.abs(np.stack(table["vector_32_float16"].to_numpy()) - x_ND).max() < 1e-3
     assert np.array(table["vector_32_int8"].to_pylist()).shape == (8, 32)
-    assert record_in(pa.py_buffer((tmp_path / "out" / "vectors" / block.name).read_bytes())) == done.record
+    assert record_in(pa.py_buffer((tmp_path / "out" / "vectors" / chunk.name).read_bytes())) == done.record
     assert (done.record.rows, done.record.embedded, done.record.texts) == (9, 8, 7)
     assert done.record.rejected == {"null": 1}
     assert not any(name.startswith(b"ray") for name in table.schema.metadata)
@@ -492,7 +492,7 @@ print(*found)
 
 
 def check_elsewhere(folder: Path, rows: int) -> None:
-    """Others read fixed-size lists, with neither Ray nor this package."""
+    """Read the fixed-size lists with other libraries, without Ray and this package."""
     told = subprocess.run([sys.executable, "-c", ELSEWHERE, str(folder)], capture_output=True, text=True, check=True)
     assert told.stdout.splitlines() == [
         "fixed_size_list<element: float>[96]",
@@ -627,11 +627,11 @@ def test_an_encoder_that_takes_texts_alone_is_given_texts(tmp_path: Path, senten
     encoder = load_encoder(str(tmp_path / "static"))
     assert encoder.tokenizing() is None
     rows = rows_from_parquet(tmp_path, sentences)
-    block = Preparation(None, True, None, ()).chunk("n", "f", 0, rows)
-    found = encode_chunk(block, opened(encoder, 100), [24])
+    chunk = Preparation(None, True, None, ()).chunk("n", "f", 0, rows)
+    found = encode_chunk(chunk, opened(encoder, 100), [24])
     assert (found.texts, found.tokens, found.computed) == (len(set(sentences)), 0, 0)
     expected = model.encode(sentences, normalize_embeddings=True)
-    assert np.abs(found.heads[24][block.kept[TEXT].to_numpy()] - expected).max() < 1e-6
+    assert np.abs(found.heads[24][chunk.kept[TEXT].to_numpy()] - expected).max() < 1e-6
 
 
 def test_vectors_neither_compress_nor_repeat_so_they_are_kept_plain() -> None:

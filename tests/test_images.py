@@ -1,4 +1,4 @@
-"""Decoding: whatever mode an image has, RGB comes out, or the reason why not."""
+"""Decoding: an image of any mode becomes RGB, or is refused with a reason."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def pixels(data: bytes) -> np.ndarray:
 
 
 def apart(found: np.ndarray, expected: Image.Image) -> float:
-    """Mean difference of values from 0 to 255."""
+    """Measure the mean difference of values from 0 to 255."""
     return float(np.abs(found - np.asarray(expected.convert("RGB")).astype(int)).mean())
 
 

@@ -1,4 +1,4 @@
-"""The one rule of which precision is computed in: measured, overridden, or obeyed."""
+"""The choice of a precision: measured, overridden, or given."""
 
 from __future__ import annotations
 

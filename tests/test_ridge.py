@@ -40,7 +40,7 @@ def encoder() -> StudentEncoder:
 
 @pytest.fixture(scope="module")
 def rows(encoder: StudentEncoder, texts: list[str]) -> tuple[Tensor, Tensor]:
-    """Pooled states of one layer, and what the whole model and the words say of the same sentences."""
+    """Compute pooled states of one layer, and the target of the whole model and the words for the same sentences."""
     teacher = load_sentence_transformer(BASE, device="cpu", max_length=32).encode(texts)
     target_NE = np.concatenate([teacher, HashEncoder(64).encode(texts)], axis=1) / np.sqrt(2)
     return encoder.pooled(texts).clone(), torch.from_numpy(target_NE)

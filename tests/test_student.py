@@ -1,4 +1,4 @@
-"""A student: its folder is plain sentence-transformers, its heads agree with it, its body is what the recipe says."""
+"""A student: a plain sentence-transformers folder, heads that agree with it, the body of the recipe."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ HEADS: dict[int, str | None] = {32: None, 96: "s2p_query"}
 
 
 def naming(folder: Path, copy: Path, dim: int) -> str:
-    """A copy of the folder whose `modules.json` names this head."""
+    """Copy the folder, and let its `modules.json` name this head."""
     shutil.copytree(folder, copy)
     modules = (copy / "modules.json").read_text()
     (copy / "modules.json").write_text(modules.replace("2_Dense_32", f"2_Dense_{dim}"))
@@ -70,7 +70,7 @@ def naming(folder: Path, copy: Path, dim: int) -> str:
 
 @pytest.fixture(scope="module")
 def elsewhere(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, np.ndarray]:
-    """The texts encoded by sentence-transformers alone, where this package cannot be imported, by head."""
+    """Encode the texts with sentence-transformers in a process without this package, by head."""
     copies = tmp_path_factory.mktemp("edited")
     cases = [(naming(folder, copies / str(dim), dim), prompt) for dim, prompt in HEADS.items()]
     command, given = [sys.executable, "-c", ELSEWHERE], json.dumps([TEXTS, cases])
@@ -210,7 +210,7 @@ def test_groups_of_similar_length_give_the_vectors_of_one_batch(folder: Path) ->
 
 
 class OneDirection(Encoder):
-    """The least that an encoder is."""
+    """The smallest possible encoder."""
 
     @property
     def dims(self) -> tuple[int, ...]:

@@ -1,4 +1,4 @@
-"""A student that sees: preprocessing, the pooler without parameters, images among texts, what lies in its folder."""
+"""A student with vision: preprocessing, the pooler without parameters, images among texts, its folder."""
 
 # Shape legend: I images, S side of an image in pixels, T tokens of the tower, C their width, N image tokens, H hidden
 # size.
@@ -50,7 +50,7 @@ TOWERS = {
 
 
 def tower(name: str = "siglip", **settings: object) -> VisionSettings:
-    """A small tower of random weights."""
+    """Describe a small tower of random weights."""
     sizes = {"hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 2}
     values = {
         "architecture": {**sizes, **TOWERS[name]},
@@ -62,7 +62,7 @@ def tower(name: str = "siglip", **settings: object) -> VisionSettings:
 
 
 def blind() -> tuple[StudentEncoder, StudentSettings]:
-    """A student of one real layer, before it sees."""
+    """Make a student of one real layer, without vision."""
     body = BodySettings(base=BASE, layers=(0,), attention="bidirectional")
     settings = StudentSettings(body=body, heads=(48, 16), max_length=32)
     card = StudentCard(max_length=32, prompts=settings.prompts, default_head=48)
@@ -71,7 +71,7 @@ def blind() -> tuple[StudentEncoder, StudentSettings]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A student that sees, on disk."""
+    """Write a student with vision."""
     path = tmp_path_factory.mktemp("sight") / "student"
     encoder, _ = blind()
     save_student(add_vision(encoder.student, encoder.tokenizer, tower(), seed=3), encoder.tokenizer, encoder.card, path)
@@ -150,7 +150,7 @@ def test_a_strip_of_one_pixel_does_not_become_gigapixels() -> None:
 
 
 def averaged(tokens_TC: Tensor, rows: int, columns: int) -> Tensor:
-    """Adaptive average pooling, written as its definition: the mean of a window for each cell."""
+    """Pool by definition: the mean of a window for each cell."""
     height, width = tokens_TC.shape
     result = torch.empty(rows, columns)
     for row in range(rows):
