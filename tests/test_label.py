@@ -111,4 +111,4 @@ def test_a_teacher_that_breaks_its_word_is_told_by_name_through_all_of_rays_wrap
     wrong = replace(labeller, teachers=teachers, caches=(None,))
     with pytest.raises(ConfigError) as caught, plain_errors():
         list(wrong.label_shards(small.shards).iter_batches(batch_size=None))
-    assert str(caught.value) == "teacher 'short' returned vectors of size 384, but dim says 100; mend dim"
+    assert str(caught.value) == "teacher 'short' returned vectors of size 384, but dim is 100; fix dim"
