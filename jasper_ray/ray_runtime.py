@@ -35,8 +35,9 @@ on a laptop has more processes, most of which only wait, and a new one takes two
 INLINED_BYTES = 64 << 10
 """Arguments below this size travel with a call; Ray's own bound is 100 KiB."""
 
-MANY_PROCESSES = "PYTHON worker processes have been started on node"
-"""Part of the warning of a node that has started four times as many processes as it has CPUs."""
+INTENDED = ("PYTHON worker processes have been started on node", "ServeController.graceful_shutdown failed")
+"""Parts of warnings that are not logged: actors that reserve fractions of a CPU make a node start more processes than
+four for each CPU, and a server that ends kills its controller."""
 
 
 @contextmanager
@@ -129,12 +130,9 @@ def start_ray(address: str, **options: Any) -> None:
 
 
 def log_message(message: Mapping[str, Any], ignore_prefix: bool) -> None:
-    """Log the messages of Ray's daemons to a driver, such as "out of memory", which Ray would print on stdout.
-
-    The warning of many processes is dropped: actors that reserve fractions of a CPU are intended.
-    """
+    """Log the messages of Ray's daemons to a driver, such as "out of memory", which Ray would print on stdout."""
     for line in message["lines"]:
-        if MANY_PROCESSES not in line:
+        if not any(part in line for part in INTENDED):
             logger.warning("Ray: %s", line.strip())
 
 

@@ -92,12 +92,13 @@ def test_rays_daemons_know_the_names_and_the_warning() -> None:
     daemon = (Path(ray.__file__).parent / "core" / "src" / "ray" / "raylet" / "raylet").read_bytes()
     for name in ("worker_maximum_startup_concurrency", "num_workers_soft_limit"):
         assert name.encode() in daemon
-    assert ray_runtime.MANY_PROCESSES.partition(" ")[2].encode() in daemon
+    assert ray_runtime.INTENDED[0].partition(" ")[2].encode() in daemon
 
 
 def test_what_rays_daemons_say_is_logged_but_for_what_is_no_news(caplog: pytest.LogCaptureFixture) -> None:
     many = "WARNING: 8 PYTHON worker processes have been started on node: 4dac with address: 192.0.2.2, which is 4x"
-    ray_runtime.log_message({"lines": [many, "a worker was killed, for memory ran out\n"]}, ignore_prefix=False)
+    ended = "Task ServeController.graceful_shutdown failed. There are infinite retries remaining"
+    ray_runtime.log_message({"lines": [many, ended, "a worker was killed, for memory ran out\n"]}, ignore_prefix=False)
     assert caplog.messages == ["Ray: a worker was killed, for memory ran out"]
 
 
