@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 if "PYTEST_XDIST_WORKER" in os.environ:  # several processes share the processors: read before torch is imported
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-LONGEST = ("test_serve", "test_embed", "test_distill", "test_benchmarks", "test_cluster", "test_corpus_pipeline")
+LONGEST = ("test_running_server", "test_embedding_job", "test_distill", "test_benchmarks", "test_cluster")
 """The files that take longest: begun first, neither of two processes waits for the other at the end."""
-TESTS = str(Path(__file__).parent)
-"""The folder in which workers find the modules of tests."""
+TESTS = [str(folder) for folder in Path(__file__).parent.iterdir() if folder.is_dir()]
+"""Folders in which workers find what tests have defined."""
 
 
 class SharedRay:
@@ -38,7 +38,7 @@ class SharedRay:
         from jasper_ray.ray_runtime import ray_session
 
         quiet = {"include_dashboard": False, "log_to_driver": False, "logging_level": "ERROR"}
-        with patch.dict(os.environ, PYTHONPATH=os.pathsep.join([TESTS, *os.environ.get("PYTHONPATH", "").split()])):
+        with patch.dict(os.environ, PYTHONPATH=os.pathsep.join([*TESTS, *os.environ.get("PYTHONPATH", "").split()])):
             ray.init("local", num_cpus=4, object_store_memory=256 << 20, **quiet)
         self.is_running = True
         self.running.callback(ray.shutdown)

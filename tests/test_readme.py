@@ -14,7 +14,7 @@ from typing import Any
 
 import httpx
 import pytest
-from serving import served
+from running_server import served
 from small_student import small_student
 
 HOME = Path(__file__).resolve().parents[1]
@@ -101,7 +101,7 @@ def has_our_options(words: Sequence[str]) -> None:
 
 
 def has_clicks_options(words: Sequence[str]) -> None:
-    """`ray` and `serve` of the installed version parse their options; tests/test_cluster.py runs the commands."""
+    """`ray` and `serve` of the installed version parse their options; test_cluster.py runs the commands."""
     import click
 
     module = {"ray": "ray.scripts.scripts", "serve": "ray.serve.scripts"}[words[0]]
@@ -117,7 +117,7 @@ def has_clicks_options(words: Sequence[str]) -> None:
 
 
 def sets_known_variables(words: Sequence[str]) -> None:
-    """tests/test_serving.py compares the values of Ray's variables with the server's own."""
+    """tests/serving/test_serving.py compares the values of Ray's variables with the server's own."""
     assert all(word.startswith("RAY_") for word in words[1:])
 
 

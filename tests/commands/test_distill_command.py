@@ -14,12 +14,12 @@ from typing import Any
 import pytest
 import ray
 import yaml
-from commands import Commands
+from jobs_called import Commands
 from small_run import recipe_values, stage
 
 from jasper_ray.commands import COMMANDS
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 COMMAND = ROOT / "jobs" / "distill.py"
 
 

@@ -22,7 +22,7 @@ import numpy as np
 import openai
 import pytest
 from picture_files import photo, written
-from serving import output_folder, served
+from running_server import output_folder, served
 from small_student import BASE, small_student
 from starlette.requests import ClientDisconnect
 from test_serving import samples

@@ -21,9 +21,9 @@ import pytest
 import schemathesis
 from hypothesis import HealthCheck, Phase, given, seed
 from hypothesis import settings as examples
+from running_server import output_folder, served, wait_for
 from schemathesis.checks import CHECKS, not_a_server_error
 from schemathesis.generation import GenerationMode
-from serving import output_folder, served, wait_for
 from small_student import small_student
 
 from jasper_ray.models.identity import weights_identity

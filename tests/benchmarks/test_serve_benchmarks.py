@@ -32,7 +32,7 @@ from benchmarks.serve_device import against_plain as share_of_plain
 from benchmarks.serve_overload import BENCHMARK as OVERLOAD
 from benchmarks.serve_overload import overload
 from benchmarks.servers import Counts, Running, counts_on, family, gpu_share, memory, model_figures, server
-from serving import served
+from running_server import served
 from small_student import small_student
 
 from jasper_ray import load_student

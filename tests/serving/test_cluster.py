@@ -17,7 +17,7 @@ import httpx
 import psutil
 import pytest
 import yaml
-from serving import PATIENCE_S, command_running, wait_for
+from running_server import PATIENCE_S, command_running, wait_for
 from small_run import title
 from small_student import small_student
 
@@ -27,7 +27,7 @@ from jasper_ray.serving.ray_serve import FILES, PORTS, free_ports
 pytestmark = pytest.mark.slow
 
 PROGRAMS = Path(sys.executable).parent
-HOME = Path(__file__).parents[1]
+HOME = Path(__file__).parents[2]
 PORT_OPTIONS = (
     "port",
     "dashboard-port",

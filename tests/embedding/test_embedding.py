@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from commands import JOBS, Commands
+from jobs_called import JOBS, Commands
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.util import quantize_embeddings
 from small_student import BASE, small_student

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import pytest
 import yaml
-from commands import Commands
+from jobs_called import Commands
 from sklearn.datasets import load_digits
 from sklearn.metrics import ndcg_score
 
@@ -39,7 +39,7 @@ from jasper_ray.evaluation.pairs import spearman
 from jasper_ray.evaluation.retrieval import ndcg
 from jasper_ray.vectors import normalise
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 PAIRS = [
     ("A man is playing a guitar.", "A man plays the guitar.", 4.8),

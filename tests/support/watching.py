@@ -15,7 +15,7 @@ from typing import IO
 import psutil
 from small_run import title
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 OURS = re.compile(r"\d\d:\d\d:\d\d  jasper_ray[.\w]*  \S.*")
 
 NAMING = """

@@ -33,7 +33,7 @@ from jasper_ray.evaluation.sets import contents
 from jasper_ray.evaluation.zero_shot import zero_shot_accuracy
 from jasper_ray.vectors import normalise
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 FOLDER = {"format": "folder", "path": "digits"}
 CAPTIONS = {"type": "image_captions", "name": "captions", "images": FOLDER}

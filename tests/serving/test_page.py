@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from picture_files import photo, written
 from playwright.sync_api import Browser, Page, expect, sync_playwright
-from serving import served
+from running_server import served
 from small_student import small_student
 
 from jasper_ray import load_student

@@ -25,7 +25,7 @@ from pydantic import ValidationError
 from ray._private import ray_constants
 from ray.serve._private import constants
 from ray.serve._private.replica import SERVE_BUILD_ASGI_APP_METHOD
-from serving import output_folder
+from running_server import output_folder
 from small_student import small_student
 
 from jasper_ray.commands.serve import command_line, make_key, settings_of
@@ -117,7 +117,7 @@ def test_a_new_key_is_one_whatever_its_name(tmp_path: Path, name: str) -> None:
 
 
 def test_the_readme_sets_the_flags_that_a_local_server_sets() -> None:
-    readme = (Path(__file__).parents[1] / "cluster" / "README.md").read_text(encoding="utf-8")
+    readme = (Path(__file__).parents[2] / "cluster" / "README.md").read_text(encoding="utf-8")
     block = readme[readme.index("export RAY_SERVE_ENABLE_HA_PROXY") :].partition("ray get-auth-token")[0]
     told = dict(part.split("=", 1) for part in shlex.split(block, comments=True) if "=" in part)
     ours = {**ray_serve.FLAGS, **ray_serve.HAPROXY_FLAGS}

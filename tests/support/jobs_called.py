@@ -11,7 +11,7 @@ import pytest
 
 from jasper_ray.cli import signal_handlers_restored
 
-JOBS = Path(__file__).resolve().parent.parent / "jobs"
+JOBS = Path(__file__).resolve().parents[2] / "jobs"
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ import psutil
 import pytest
 import ray
 from ray import serve
-from serving import PATIENCE_S, command_running, wait_for
+from running_server import PATIENCE_S, command_running, wait_for
 from small_run import title
 from small_student import small_student
 from test_fuzz import BODIES, LINE, speak, status
@@ -149,7 +149,7 @@ def test_the_command_answers_and_leaves_nothing_behind(student: Path) -> None:
     (port,) = free_ports(1)
     command = [sys.executable, "jobs/serve.py", "--model", str(student), "--port", str(port), "--precision", "float32"]
     own = {name: value for name, value in os.environ.items() if not name.startswith("RAY_SERVE_")}
-    home, pipe = Path(__file__).parents[1], subprocess.PIPE
+    home, pipe = Path(__file__).parents[2], subprocess.PIPE
     with command_running(command, cwd=home, env=own, stdout=pipe, stderr=pipe) as process:
         assert process.stdout
         assert process.stderr

@@ -36,7 +36,7 @@ from jasper_ray.training.job import latest_step
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 STOPPED = "stopped by SIGTERM; run the same command again to continue"
 TEXTS = ["a sentence", "another one, somewhat longer than the first"]
 FIRST = stage("first", train=["heads.48.*"], losses={48: {"cosine": 10}}, steps=4)
