@@ -90,7 +90,9 @@ def reservation(cpus: float, gpus: float) -> str:
 
 def copies(pool: Pool) -> str:
     least, most = pool.min_size, pool.max_size
-    return f"{least} copies" if least == most else f"{least} to {most} copies"
+    if least == most:
+        return "1 copy" if least == 1 else f"{least} copies"
+    return f"{least} to {most} copies"
 
 
 def millions(count: int) -> str:
