@@ -125,6 +125,6 @@ def autoscaling(copies: Copies) -> dict[str, Any]:
         "max_replicas": copies.max,
         "upscale_delay_s": copies.upscale_delay_s,
         "downscale_delay_s": copies.downscale_delay_s,
-        "look_back_period_s": min(15.0, copies.downscale_delay_s),
+        "look_back_period_s": min(15.0, max(11.0, copies.downscale_delay_s)),  # Serve requires more than 10 s
         "policy": {"policy_function": f"{__name__}:QueuedWork", "policy_kwargs": {"target_s": copies.target_s}},
     }

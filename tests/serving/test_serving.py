@@ -25,6 +25,7 @@ from pydantic import ValidationError
 from ray._private import ray_constants
 from ray.serve._private import constants
 from ray.serve._private.replica import SERVE_BUILD_ASGI_APP_METHOD
+from ray.serve.config import AutoscalingConfig
 from running_server import output_folder
 from small_student import small_student
 
@@ -150,6 +151,12 @@ def test_replicas_follow_queued_work_and_the_busy_share() -> None:
         metrics = {ray_serve.QUEUED: dict(enumerate(queued)), ray_serve.BUSY: dict(enumerate(busy))}
         context: Any = SimpleNamespace(aggregated_metrics=metrics)
         assert policy(context) == (replicas, {})
+
+
+@pytest.mark.parametrize("delay_s", [0.0, 2.0, 300.0])
+@pytest.mark.filterwarnings("error")
+def test_serve_takes_any_delay_of_scaling(delay_s: float) -> None:
+    AutoscalingConfig(**ray_serve.autoscaling(Copies(max=2, upscale_delay_s=delay_s, downscale_delay_s=delay_s)))
 
 
 # ---- Errors in logs ----
