@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+import logging
 import os
 import platform
 import sys
@@ -72,6 +73,7 @@ def machine() -> dict[str, str]:
 
 def main() -> None:
     """Run one benchmark, print its table and write its file."""
+    logging.getLogger("benchmarks").setLevel(logging.INFO)
     options = arguments()
     benchmark = BENCHMARKS[options.name]
     records = benchmark.run(vars(options))
