@@ -17,7 +17,7 @@ from jasper_ray.config import ConfigError
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
-EXTRAS = {"distill": "distil", "embed": "embed", "serve": "serve", "evaluate": "distil"}
+EXTRAS = {"distill": "distil", "embed": "embed", "serve": "serve", "evaluate": "embed"}
 """Command → the extra that it needs. Any may also fetch an asset, with [samples]."""
 
 

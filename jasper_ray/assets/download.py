@@ -113,7 +113,7 @@ def pip_download(archive: Archive, folder: Path) -> None:
     if tuple(int(number) for number in importlib.metadata.version("pip").split(".")[:2]) >= (25, 1):
         options += ["--resume-retries=5"]
     options += ["--dest", str(folder), "--requirement", str(requirements)]
-    failure = failure_of([sys.executable, "-m", "pip", "download", *options], folder)
+    failure = failure_of([sys.executable, "-m", "pip", "download", *options])
     if failure:
         raise ConfigError(
             f"pip could not download {archive.requirement}: {failure}; check the network and "
@@ -121,8 +121,10 @@ def pip_download(archive: Archive, folder: Path) -> None:
         )
 
 
-def failure_of(command: Sequence[str], folder: Path, stdout: IO[bytes] | int = subprocess.DEVNULL) -> str | None:
-    """Run a command in `folder`. None if it succeeds, else the last error of pip or apt, or the last line."""
+def failure_of(
+    command: Sequence[str], stdout: IO[bytes] | int = subprocess.DEVNULL, folder: Path | None = None
+) -> str | None:
+    """Run a command, in `folder` if given. None if it succeeds, else the last error of pip or apt, or the last line."""
     finished = subprocess.run(command, cwd=folder, stdout=stdout, stderr=subprocess.PIPE, check=False)
     if not finished.returncode:
         return None
@@ -152,7 +154,7 @@ def fetch_packages(name: str, packages: Sequence[str], folder: Path) -> list[Pat
 
 def apt_download(package: str, folder: Path) -> None:
     """Download one Debian package into an empty folder."""
-    failure = failure_of(["apt-get", "download", "--quiet", package], folder)
+    failure = failure_of(["apt-get", "download", "--quiet", package], folder=folder)
     if failure:
         raise ConfigError(
             f"apt-get could not download {package}: {failure}; refresh apt's lists with "
@@ -185,7 +187,7 @@ def open_package(package: Path) -> Iterator[tarfile.TarFile]:
         ConfigError: the package is damaged.
     """
     with tempfile.TemporaryFile(dir=package.parent) as unpacked:
-        failure = failure_of(["dpkg-deb", "--fsys-tarfile", str(package)], package.parent, unpacked)
+        failure = failure_of(["dpkg-deb", "--fsys-tarfile", str(package)], unpacked)
         if failure:
             raise ConfigError(f"{package} cannot be unpacked ({failure}): delete this file and run again")
         unpacked.seek(0)

@@ -111,7 +111,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def read_run(run: Path) -> list[HeldOut]:
     """Read the held-out texts and pairs of a run folder."""
-    require("distil")
+    require("embed")
     from jasper_ray.distill.heldout import read_heldout
 
     return read_heldout(run)

@@ -43,6 +43,7 @@ class ImageKind(DataKind[Images, PairManifest]):
     columns = tuple(PAIR_SHARD_SCHEMA.names)
     batch_rows = READ_ROWS
     counts_all = False
+    counts_by_source = True
     passes = (PARTS,)
     how_to_run = frozenset(("bad_share", "decoders", "pool", "dtype", "batch_size"))
 

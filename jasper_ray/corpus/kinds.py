@@ -120,6 +120,8 @@ class DataKind(ABC, Generic[DataSettings, Manifest]):
     """Rows that a task handles together; bounds a worker's memory."""
     counts_all: bool
     """True if all sources are counted before rows are chosen, not only those with a limit."""
+    counts_by_source: bool
+    """True if a row counts its duplicates source by source; a small row would mostly consist of these counts."""
     passes: tuple[tuple[str, ...], ...]
     """Parts that each writing pass over the sources writes."""
 

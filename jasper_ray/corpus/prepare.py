@@ -27,7 +27,7 @@ import pyarrow as pa
 from jasper_ray.atomic import atomic_file, write_text
 from jasper_ray.config import ConfigError, Settings, fingerprint, setting_differences
 from jasper_ray.corpus.kinds import DataKind, DataSettings, Plan, SourceTask
-from jasper_ray.corpus.sharding import write_shards
+from jasper_ray.corpus.sharding import check_visible, write_shards
 from jasper_ray.corpus.shards import (
     MANIFEST,
     REJECTED,
@@ -228,13 +228,7 @@ def check_written(plan: Plan[Any], manifest: CorpusManifest | PairManifest, fold
             f"holdout is {holdout} but none of {rows} {kind.unit}s fell into that share; "
             f"raise {kind.setting}.holdout or set it to 0"
         )
-    shards = [*manifest.train, *manifest.heldout]
-    missing = [shard.file for shard in shards if not (folder / shard.file).is_file()]
-    if missing:
-        raise ConfigError(
-            f"{len(missing)} shards written by workers cannot be seen in {folder}; "
-            "choose a run folder that all nodes of the cluster share"
-        )
+    check_visible(folder, [*manifest.train, *manifest.heldout])
 
 
 def in_words(count: SourceCount | PairSourceCount) -> str:

@@ -11,8 +11,9 @@ from typing import IO, Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from ray.data import DataContext
+from ray.data import DataContext, Dataset
 
+from jasper_ray.config import ConfigError
 from jasper_ray.corpus.kinds import PARTS, Plan, Row, SourceTask, Written
 from jasper_ray.corpus.shards import Shard, read_shard, write_shard
 from jasper_ray.sources.hashing import sort_key
@@ -30,8 +31,8 @@ ROW_SCHEMA = pa.schema(
         ("counts", pa.list_(pa.int64())),
     ]
 )
-"""A `Row` in the sort, with its sort key, the index of its source, and the number of equal rows of each source that it
-represents."""
+"""A `Row` in the sort, with its sort key, the index of its source, and the number of equal rows that it represents: of
+each source, or a single number for all of them (`DataKind.counts_by_source`)."""
 
 SORT_BYTES = 64 << 20
 """Size of one partition of the sort, about: half a block of Ray Data, so that a partition stays one block."""
@@ -46,28 +47,29 @@ def write_shards(plan: Plan[Any], size: int, folder: Path, rejected: IO[str]) ->
 
     `size` is about the bytes of all rows. Equal rows have equal keys, so they meet in one partition of the sort, where
     all but one are dropped. (Only rows so large that a few copies outgrow a block of Ray Data could stay more than
-    once.) Held-out rows beyond `heldout_limit` are written and removed again, as their number is not known before.
+    once.) A pass for held-out rows alone needs no sort: the first `heldout_limit` of them are merged here.
     """
     written = Written(len(plan.files))
     for parts in plan.kind.passes:
-        if parts != ("heldout",) or plan.settings.holdout:
+        if parts != ("heldout",):
             collect(sorted_records(plan, size, folder, parts), written, plan, folder, rejected)
+        elif plan.settings.holdout:
+            collect(heldout_records(plan, folder), written, plan, folder, rejected)
     return written
 
 
 def sorted_records(plan: Plan[Any], size: int, folder: Path, parts: tuple[str, ...]) -> Iterator[dict[str, Any]]:
     """Write the rows of `parts`, sorted by hash, and return the records of `write_batch` in the order of the sort."""
     settings = plan.settings
-    bounds = enumerate(plan.bounds)
-    first, *others = [plan.map_source(index, make_rows, bound, parts) for index, bound in bounds]
-    rows = first.union(*others) if others else first
-    distinct = rows.sort("key", boundaries=boundaries(parts, size, settings.holdout)).map_batches(
-        drop_duplicates, batch_size=None, batch_format="pyarrow"
+    distinct = (
+        chosen_rows(plan, parts)
+        .sort("key", boundaries=boundaries(parts, size, settings.holdout))
+        .map_batches(drop_duplicates, batch_size=None, batch_format="pyarrow")
     )
     distinct.context.execution_options.preserve_order = True  # else shards would cut the order at random places
     records = distinct.repartition(target_num_rows_per_block=settings.shard_rows, strict=True).map_batches(
         write_batch,
-        fn_kwargs={"prompts": [s.prompt for s in settings.sources], "columns": plan.kind.columns, "folder": folder},
+        fn_kwargs=writing(plan, folder),
         batch_size=settings.shard_rows,
         batch_format="pyarrow",
     )
@@ -75,12 +77,34 @@ def sorted_records(plan: Plan[Any], size: int, folder: Path, parts: tuple[str, .
         yield from map(json.loads, table["record"].to_pylist())
 
 
+def heldout_records(plan: Plan[Any], folder: Path) -> Iterator[dict[str, Any]]:
+    """Write the first `heldout_limit` held-out rows, and return the records of `write_batch`."""
+    first = ROW_SCHEMA.empty_table()
+    for rows in chosen_rows(plan, ("heldout",)).iter_batches(batch_size=None, batch_format="pyarrow"):
+        first = drop_duplicates(pa.concat_tables([first, rows])).slice(0, plan.settings.heldout_limit)
+    for start in range(0, len(first), plan.settings.shard_rows):
+        table = write_batch(first.slice(start, plan.settings.shard_rows), **writing(plan, folder))
+        yield from map(json.loads, table["record"].to_pylist())
+
+
+def chosen_rows(plan: Plan[Any], parts: tuple[str, ...]) -> Dataset:
+    """Return the chosen rows of `parts` of all sources."""
+    first, *others = [plan.map_source(index, make_rows, bound, parts) for index, bound in enumerate(plan.bounds)]
+    return first.union(*others) if others else first
+
+
+def writing(plan: Plan[Any], folder: Path) -> dict[str, Any]:
+    """Return the arguments of `write_batch` beside its rows."""
+    return {"prompts": [s.prompt for s in plan.settings.sources], "columns": plan.kind.columns, "folder": folder}
+
+
 def make_rows(batch: pa.Table, task: SourceTask[Any]) -> pa.Table:
     """Return the distinct chosen rows (`ROW_SCHEMA`) of a scanned batch."""
     rows = task.kind.rows(batch, task)
     if not rows:
         return ROW_SCHEMA.empty_table()
-    counts = [int(index == task.index) for index in range(len(task.settings.sources))]
+    sources = range(len(task.settings.sources)) if task.kind.counts_by_source else [task.index]
+    counts = [int(index == task.index) for index in sources]
     columns = {
         "key": [row_key(row, task.parts, task.seed) for row in rows],
         "source": [task.index] * len(rows),
@@ -158,12 +182,13 @@ def collect(
     left = plan.settings.heldout_limit
     for record in records:
         for part, found in record.items():
-            written.chosen[part] += found["counts"]
+            written.chosen[part][: len(found["counts"])] += found["counts"]
             written.distinct[part] += np.bincount(found["sources"], minlength=len(sources))
         if train := record.get("train"):
             written.train.append(Shard(**train["shard"]))
         if heldout := record.get("heldout"):
             written.kept_heldout += np.bincount(heldout["sources"][:left], minlength=len(sources))
+            check_visible(folder, [Shard(**heldout["shard"])])
             shard = truncate_shard(Shard(**heldout["shard"]), left, folder)
             written.heldout += [shard] if shard else []
             left -= shard.rows if shard else 0
@@ -181,3 +206,13 @@ def truncate_shard(shard: Shard, rows: int, folder: Path) -> Shard | None:
     truncated = write_shard(read_shard(path).slice(0, rows), folder, "heldout") if rows else None
     path.unlink()
     return truncated
+
+
+def check_visible(folder: Path, shards: Sequence[Shard]) -> None:
+    """Refuse a folder that the workers, which have written these shards, do not share with this process."""
+    missing = [shard.file for shard in shards if not (folder / shard.file).is_file()]
+    if missing:
+        raise ConfigError(
+            f"{len(missing)} shards written by workers cannot be seen in {folder}; "
+            "choose a run folder that all nodes of the cluster share"
+        )

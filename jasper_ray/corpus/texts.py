@@ -29,7 +29,7 @@ from jasper_ray.sources.settings import Source
 COUNTS = ("read", "null", "empty", "not_text", "clashing", "train_found", "heldout_found")
 """Counts of a source before limit and weight, as `SourceCount` explains them."""
 
-ROW_BYTES = 48
+ROW_BYTES = 72
 """Size of a row in the sort, without its text."""
 
 SENTENCE_END = re.compile(
@@ -65,6 +65,7 @@ class TextKind(DataKind[Corpus, CorpusManifest]):
     columns = tuple(SHARD_SCHEMA.names)
     batch_rows = 1024
     counts_all = True
+    counts_by_source = False
     passes = (("train",), ("heldout",))
 
     def find(self, source: Source) -> SourceFiles:

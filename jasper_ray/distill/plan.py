@@ -191,8 +191,9 @@ def prepare(run: RunFolder, recipe: Recipe, teachers: Sequence[dict[str, Any]]) 
             manifest = prepare_rows(rows.kind, recipe.rows_of(name), folder, recipe.seed)
         log_prepared(rows.kind, manifest)
         data[name] = rows(recipe, run, teachers, manifest)
-    for stage in recipe.stages:
-        batches_in_pass(data[stage.data].shards, stage.batch_size, stage.data)
+        for stage in recipe.stages:
+            if stage.data == name:  # before the next kind, which may take hours
+                batches_in_pass(data[name].shards, stage.batch_size, name)
     run.keep(recipe, teachers)
     body = recipe.student.body
     base = None if body.random_weights else base_identity(body.base, body.revision)

@@ -11,7 +11,7 @@ from jasper_ray.config import ConfigError, first_line
 from jasper_ray.encoders import Encoder, load_encoder
 from jasper_ray.encoders.base import prompt_text
 from jasper_ray.encoders.precision import check_precision, device_type, precise
-from jasper_ray.encoders.token_budget import USUAL_TOKENS, TokenBudget, free_memory
+from jasper_ray.encoders.token_budget import USUAL_TOKENS, TokenBudget, free_memory, is_out_of_memory
 from jasper_ray.models.tokens import Tokenizing
 from jasper_ray.resources import ModelSettings
 from jasper_ray.vectors import Dtype
@@ -53,8 +53,8 @@ def open_for_inference(
     """
     precision = precise(settings.precision, device)
     if precision == "float32" or sample is None:
-        return open_model(settings, device, precision, vision)
-    exact = sample(open_model(settings, device, "float32", vision))
+        return checked(open_model(settings, device, precision, vision), settings)
+    exact = sample(checked(open_model(settings, device, "float32", vision), settings))
     free_memory()  # there may be room for one of the two
     opened = open_model(settings, device, precision, vision)
     cosine = check_precision(exact, sample(opened), precision, required=settings.precision != "auto")
@@ -77,17 +77,28 @@ def open_model(settings: ModelSettings, device: str | None, precision: Dtype, vi
     )
     prompt_name = encoder.default_prompt if settings.prompt is None else settings.prompt or None
     tokenizing = encoder.tokenizing(prompt_name)
-    if tokenizing and settings.max_length:
-        check_length(encoder, settings.max_length)
     budget = TokenBudget(settings.batch_tokens or USUAL_TOKENS.get(device_type(device), USUAL_TOKENS["cpu"]))
     return OpenModel(encoder, prompt_name, precision, None, tokenizing, budget)
 
 
+def checked(opened: OpenModel, settings: ModelSettings) -> OpenModel:
+    """Return the model, if it can read the length of the settings."""
+    if opened.tokenizing and settings.max_length:
+        check_length(opened.encoder, settings.max_length)
+    return opened
+
+
 def check_length(encoder: Encoder, max_length: int) -> None:
-    """Refuse a length that the model has no positions for, now and not at the first long text."""
+    """Refuse a length that the model has no positions for, now and not at the first long text.
+
+    Raises:
+        ConfigError: the model cannot read so many tokens.
+    """
     try:
         encoder.encode_tokens([np.ones(max_length, np.int32)], encoder.dims[:1])
     except (IndexError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and is_out_of_memory(error):
+            raise
         raise ConfigError(
             f"the model cannot read {max_length} tokens ({first_line(error)}); lower max_length"
         ) from error

@@ -140,7 +140,8 @@ def validated(value: Any, place: str) -> tuple[Key, ...]:
     try:
         return KeyFile.model_validate(values).keys
     except ValidationError as error:
-        raise ConfigError(f"{place}: {first_fault(error, values, KeyFile)}") from None
+        fault = first_fault(error, values, KeyFile).partition("; found ")[0]  # the value may be the key itself
+        raise ConfigError(f"{place}: {fault}") from None
 
 
 def digest_of(key: str) -> str:

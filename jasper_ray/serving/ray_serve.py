@@ -13,6 +13,7 @@ import os
 import random
 import shutil
 import socket
+from collections.abc import Collection
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -58,14 +59,15 @@ FILES = {
 }
 
 
-def set_flags(folder: str) -> None:
+def set_flags(folder: str, taken: Collection[int] = ()) -> None:
     """Set the flags for a Ray that this process will start; flags in the environment are kept.
 
-    The server gets ports of its own and keeps its files in `folder`, so that two servers can share a machine.
+    The server gets ports of its own, none of them `taken`, and keeps its files in `folder`, so that two servers can
+    share a machine.
     """
     for name, value in {**FLAGS, **(HAPROXY_FLAGS if has_haproxy() else {})}.items():
         os.environ.setdefault(name, value)
-    for name, port in zip(PORTS, free_ports(len(PORTS)), strict=True):
+    for name, port in zip(PORTS, free_ports(len(PORTS), taken), strict=True):
         os.environ.setdefault(name, str(port))
     for name, file in FILES.items():
         os.environ.setdefault(name, os.path.join(folder, file) if file else folder)
@@ -83,10 +85,12 @@ BELOW_CLIENTS = range(20_000, 32_768)
 """Linux gives clients' connections the ports above these, so none of them takes a port before it is used."""
 
 
-def free_ports(count: int) -> list[int]:
-    """Choose ports that are free on all addresses, at random: two servers that start at once choose others."""
+def free_ports(count: int, taken: Collection[int] = ()) -> list[int]:
+    """Choose ports that are free on all addresses and not `taken`, at random: servers that start at once differ."""
     found: list[int] = []
-    for port in random.sample(BELOW_CLIENTS, len(BELOW_CLIENTS)):
+    candidates = [port for port in BELOW_CLIENTS if port not in taken]
+    random.shuffle(candidates)
+    for port in candidates:
         with suppress(OSError), socket.create_server(("", port)):
             found.append(port)
         if len(found) == count:

@@ -31,7 +31,7 @@ def run_server(settings: ServeSettings, host: str, port: int) -> None:
         ConfigError: the address is taken, the cluster is too small, or the model does not load.
     """
     check_free(host, port)
-    with serve_session(settings):
+    with serve_session(settings, port):
         start(settings, host, port)
         wait_for_signal(settings.served_name, host, port)
         serve.delete(APP)
@@ -50,8 +50,8 @@ def wait_for_signal(name: str, host: str, port: int) -> None:
 
 
 @contextmanager
-def serve_session(settings: ServeSettings) -> Iterator[None]:
-    """Join the Ray at RAY_ADDRESS or start a local one, and end Ray Serve with the block.
+def serve_session(settings: ServeSettings, port: int) -> Iterator[None]:
+    """Join the Ray at RAY_ADDRESS or start a local one, and end Ray Serve with the block; `port` is kept free.
 
     Raises:
         ConfigError: there is no Ray at RAY_ADDRESS, it is too small, or Serve runs there already, at its own address.
@@ -60,7 +60,7 @@ def serve_session(settings: ServeSettings) -> Iterator[None]:
     address, copies = os.environ.get("RAY_ADDRESS"), settings.copies
     with tempfile.TemporaryDirectory(prefix="jr-", dir="/tmp") as folder:  # holds a socket, whose path must be short
         if not address:
-            set_flags(folder)
+            set_flags(folder, taken=[port])
         join_or_start(copies.max * copies.cpus)
         taken = bool(address and serve.status().proxies)
         try:

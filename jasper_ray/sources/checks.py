@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import pyarrow as pa
@@ -11,6 +12,9 @@ from jasper_ray.config import ConfigError
 from jasper_ray.sources.files import SourceFiles, find_files
 from jasper_ray.sources.rows import column_names, read_texts
 from jasper_ray.sources.settings import Source
+
+FIRST_TABLES = 16
+"""Tables of rows that a check reads: some megabytes."""
 
 
 def check_sources(sources: Sequence[Source]) -> None:
@@ -35,11 +39,12 @@ def check_source(source: Source, files: SourceFiles) -> None:
             check_column(source.title, path, schema.names, source.column)
             check_text_column(source.title, path, schema, source.column)
             return
-        with files.filesystem.open_input_stream(path, compression="detect") as stream:
-            if source.format == "text":
-                next(read_texts(stream, path, source), None)
-            else:
+        if source.format != "text":
+            with files.filesystem.open_input_stream(path, compression="detect") as stream:
                 check_column(source.title, path, column_names(stream, source.format, path), source.column)
+        with files.filesystem.open_input_stream(path, compression="detect") as stream:
+            for _ in itertools.islice(read_texts(stream, path, source), FIRST_TABLES):
+                pass
     except (pa.ArrowInvalid, OSError) as error:
         raise ConfigError(
             f"source '{source.title}': {path} cannot be read as {source.format} ({str(error).splitlines()[0]}); "

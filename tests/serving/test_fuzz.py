@@ -62,7 +62,7 @@ def without_ray(student: Path, ranges: Path) -> Iterator[str]:
 def on_ray(student: Path, ranges: Path) -> Iterator[str]:
     values = {"model": str(student), "name": "small", "open": True, "limits": LIMITS, "ranges": str(ranges)}
     settings, (port,) = ServeSettings.model_validate(values), free_ports(1)
-    with serve_session(settings):
+    with serve_session(settings, port):
         start(settings, "127.0.0.1", port)
         yield f"http://127.0.0.1:{port}"
 

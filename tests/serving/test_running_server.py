@@ -59,7 +59,7 @@ def address(student: Path) -> Iterator[str]:
     """A server of two replicas."""
     (port,) = free_ports(1)
     settings = settings_for(student)
-    with serve_session(settings):
+    with serve_session(settings, port):
         start(settings, "127.0.0.1", port)
         yield f"http://127.0.0.1:{port}"
 
