@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """A path to write to, which replaces `path` when the block ends and is removed if it fails.
+    """Yield a path to write to, which replaces `path` when the block ends and is removed if it fails.
 
     The folder of `path` is created if missing.
     """
@@ -40,7 +40,7 @@ def write_text(path: Path, text: str) -> None:
 
 @contextmanager
 def atomic_folder(folder: Path) -> Iterator[Path]:
-    """An empty folder to fill, which replaces `folder` when the block ends and is removed if it fails."""
+    """Yield an empty folder to fill, which replaces `folder` when the block ends and is removed if it fails."""
     staging = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
     staging.mkdir(parents=True)
     try:

@@ -91,7 +91,7 @@ def min_and_max(option: str, written: str) -> tuple[int, int]:
 
 
 def duration(seconds: float) -> str:
-    """`1 h 5 min`, `2 min 10 s`, `8 s`."""
+    """Format seconds as `1 h 5 min`, `2 min 10 s` or `8 s`."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:

@@ -18,12 +18,12 @@ class ConfigError(ValueError):
 
 
 def first_line(error: Exception) -> str:
-    """The first line of an error's text, or its class if the text is empty: libraries append paragraphs of advice."""
+    """Return the first line of an error's text, since libraries append advice, or its class if the text is empty."""
     return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip()
 
 
 def config_message(error: BaseException | None) -> str | None:
-    """The message of the `ConfigError` inside an exception that Ray may have wrapped; None without one.
+    """Return the message of the `ConfigError` inside an exception that Ray may have wrapped; None without one.
 
     Ray raises an error of a worker as an object that is a `ConfigError` too, but whose text is a whole traceback; the
     original is its `cause`.
@@ -45,7 +45,7 @@ class Settings(BaseModel):
 
 
 def fingerprint(value: Any) -> str:
-    """Twelve hex digits, equal for equal values, that name folders and decide whether a run resumes.
+    """Make twelve hex digits, equal for equal values, which name folders and decide whether a run resumes.
 
     `value` may be a `Settings`, or dicts and lists of plain values; key order does not matter.
     """
@@ -55,7 +55,7 @@ def fingerprint(value: Any) -> str:
 
 
 def setting_differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """The values that differ in nested settings, such as `seed was 0 and is now 1`."""
+    """Return the values that differ in nested settings, such as `seed was 0 and is now 1`."""
     was, now = flat(old), flat(new)
     names = [name for name in {**was, **now} if was.get(name) != now.get(name)]
     return [f"{name} was {was.get(name)!r} and is now {now.get(name)!r}" for name in names]
@@ -70,7 +70,7 @@ def flat(value: object, name: str = "") -> dict[str, object]:
 
 
 def first_fault(error: ValidationError, value: dict[str, Any], kind: type[Settings]) -> str:
-    """The first fault in `value`, read as a `kind`: place, found, expected."""
+    """Return the first fault in `value`, read as a `kind`: place, found, expected."""
     faults = [fault for fault in error.errors() if not is_echo(fault)]
     unknown = [fault for fault in faults if fault["type"] == "extra_forbidden"]
     fault = (unknown or faults)[0]  # a misspelt key also makes the right one missing, which says less
@@ -84,7 +84,7 @@ def first_fault(error: ValidationError, value: dict[str, Any], kind: type[Settin
 
 
 def is_echo(fault: Fault) -> bool:
-    """True if pydantic calls a list too short only because its entries are faulty."""
+    """Return true if pydantic calls a list too short only because its entries are faulty."""
     return fault["type"] == "too_short" and bool(fault["input"])
 
 
@@ -99,7 +99,7 @@ PLAINER = {
 
 
 def expectation(fault: Fault, kind: type[Settings]) -> str:
-    """The text of a fault without its place."""
+    """Return the text of a fault without its place."""
     if fault["type"] == "extra_forbidden":
         return f"unknown key{suggestion(fault['loc'], kind)}"
     if fault["type"] == "missing":
@@ -115,7 +115,7 @@ def expectation(fault: Fault, kind: type[Settings]) -> str:
 
 
 def written_place(location: tuple[int | str, ...], value: Any, missing: bool) -> list[int | str]:
-    """`location` without the parts that pydantic adds for the members of a union."""
+    """Return `location` without the parts that pydantic adds for the members of a union."""
     place: list[int | str] = []
     for part in location[: len(location) - missing]:
         parts = dict(enumerate(value)) if isinstance(value, list) else value
@@ -126,14 +126,14 @@ def written_place(location: tuple[int | str, ...], value: Any, missing: bool) ->
 
 
 def suggestion(location: tuple[int | str, ...], kind: type[Settings]) -> str:
-    """`; did you mean …?` if a key of that place is similar to the unknown one, else the keys of that place."""
+    """Return `; did you mean …?` if a key of that place is similar to the unknown one, else all keys there."""
     known = known_keys(location[:-1], kind)
     close = difflib.get_close_matches(str(location[-1]), known, n=1)
     return f"; did you mean {close[0]}?" if close else f"; known here are {', '.join(known)}"
 
 
 def known_keys(location: tuple[int | str, ...], kind: type[Settings]) -> list[str]:
-    """The valid keys at a place of a `kind`."""
+    """Return the valid keys at a place of a `kind`."""
     kinds = [kind]
     for part in location:
         fields = [kind.model_fields[part] for kind in kinds if part in kind.model_fields]
@@ -144,7 +144,7 @@ def known_keys(location: tuple[int | str, ...], kind: type[Settings]) -> list[st
 
 
 def settings_in(annotation: Any) -> list[type[Settings]]:
-    """The settings classes in an annotation."""
+    """Return the settings classes in an annotation."""
     if isinstance(annotation, type) and issubclass(annotation, Settings):
         return [annotation]
     return [inner for part in get_args(annotation) for inner in settings_in(part)]

@@ -42,7 +42,7 @@ four for each CPU, and a server that ends kills its controller."""
 
 @contextmanager
 def ray_session(cpus: float, gpus: float) -> Iterator[None]:
-    """A Ray in which `cpus` and `gpus` can be reserved at once.
+    """Join or start a Ray in which `cpus` and `gpus` can be reserved at once.
 
     A process that is connected to a Ray keeps it. RAY_ADDRESS (set by `ray job submit`) names a running cluster;
     without it a local Ray starts for this process, and ends with it. A local Ray counts as many CPUs as the job
@@ -158,8 +158,10 @@ def check_room(cpus: float, gpus: float, settings: str = "pools, workers, or the
 
 
 def own_device() -> str | None:
-    """The device of a model in this task or actor: "cpu" if it reserved no GPU, since it may see those of others; None
-    lets the model choose."""
+    """Return the device of a model in this task or actor: "cpu" if it reserved no GPU, since it may see those of others.
+
+    None lets the model choose.
+    """
     return "cpu" if ray.is_initialized() and not ray.get_gpu_ids() else None
 
 
@@ -208,7 +210,7 @@ def pass_small_arguments_by_value() -> None:
 
 
 def value_or_reference(value: Callable[[Any], Any], reference: Callable[[Any], Any], operator: Any) -> Any:
-    """The argument that an operator passes to its actors: a small value itself, else the operator's reference to it."""
+    """Return an operator's argument for its actors: a small value itself, else the operator's reference to it."""
     small = len(cloudpickle.dumps(value(operator))) < INLINED_BYTES
     return value(operator) if small else reference(operator)
 

@@ -30,7 +30,7 @@ OUT = {
     "is none": r"(?<!there )(?:is|are) (?-i:none)",
 }
 """Each word, and its forms; CONTRIBUTING.md has the words in their place."""
-OPENINGS = re.compile(r"(What|Whether|Of|Where|That|How|Which|For|From|Who|Whose|Whatever)\b")
+OPENINGS = re.compile(r"(What|Whether|Of|Where|That|How|Which|For|From|Who|Whose|Whatever|When|Above)\b")
 """First words of a docstring that is a clause or a fragment."""
 ALLOWED = {
     ("CONTRIBUTING.md", "told"): "the rule that forbids it",

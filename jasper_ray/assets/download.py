@@ -49,7 +49,7 @@ class Archive:
 
 
 def sha256_of(path: Path) -> str:
-    """The sha256 of a file in hex; about a second per 400 MB."""
+    """Return the sha256 of a file in hex; about a second per 400 MB."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -84,7 +84,7 @@ def fetch(path: Path, title: str, suffix: str, download: Callable[[Path], None])
 
 @contextmanager
 def empty_folder(folder: Path) -> Iterator[Path]:
-    """A folder for partial work; leftovers of a killed process are removed first."""
+    """Make a folder for partial work; leftovers of a killed process are removed first."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     yield folder
@@ -181,7 +181,7 @@ def read_package(package: Path, pattern: str) -> list[tuple[str, str]]:
 
 @contextmanager
 def open_package(package: Path) -> Iterator[tarfile.TarFile]:
-    """The files of a package, unpacked to a temporary file next to it.
+    """Return the files of a package, unpacked to a temporary file next to it.
 
     Raises:
         ConfigError: the package is damaged.
@@ -236,7 +236,7 @@ def unpack_zip(archive: Path, target: Path, folder: str) -> None:
 
 
 def path_inside(name: str, archive: str) -> PurePosixPath:
-    """A member's path relative to the folder it is written to.
+    """Return a member's path relative to the folder it is written to.
 
     Raises:
         ConfigError: it leads out of that folder.
@@ -248,7 +248,7 @@ def path_inside(name: str, archive: str) -> PurePosixPath:
 
 
 def read_member(archive: tarfile.TarFile, name: str) -> bytes:
-    """The content of one file of a tar archive; KeyError if it has none of that name."""
+    """Return the content of one file of a tar archive; KeyError if it has none of that name."""
     member = archive.extractfile(name)
     if member is None:
         raise ConfigError(f"{name} in {archive.name!r} is not a file")

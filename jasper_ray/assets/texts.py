@@ -54,7 +54,7 @@ def write_wordnet(archives: Sequence[Path], target: Path) -> None:
 
 
 def glosses(data: str) -> Iterator[str]:
-    """The definition, then each quoted example, of every set of synonyms in one of WordNet's data files."""
+    """Return the definition, then each quoted example, of every set of synonyms in one of WordNet's data files."""
     for line in data.splitlines():
         _, bar, gloss = line.partition(" | ")  # the licence at the head of the file has no bar
         if bar:
@@ -69,7 +69,7 @@ def write_docs(archives: Sequence[Path], target: Path) -> None:
 
 
 def document_paragraphs(package: Path) -> Iterator[str]:
-    """Every paragraph of the documents in a package, with its white space collapsed."""
+    """Return every paragraph of the documents in a package, with its white space collapsed."""
     for name, document in read_package(package, DOCS[package.stem]):
         if name.endswith(".dz"):  # a dictd dictionary, which marks cross-references `{…}` and subjects `<…>`
             texts = re.split(r"\n\s*\n", re.sub(r"<[a-z ,-]+>|[{}]", "", document))
@@ -128,7 +128,7 @@ class ParagraphParser(HTMLParser):
 
 
 def paragraphs(markup: str) -> list[str]:
-    """The paragraphs of an HTML, Mallard or DocBook document, without tags and code blocks."""
+    """Return the paragraphs of an HTML, Mallard or DocBook document, without tags and code blocks."""
     parser = ParagraphParser()
     parser.feed(markup)
     parser.close()
@@ -138,7 +138,7 @@ def paragraphs(markup: str) -> list[str]:
 
 
 def is_prose(text: str) -> bool:
-    """True for 12 to 250 words of whole sentences, nearly all letters, without a trace of code."""
+    """Accept 12 to 250 words of whole sentences, nearly all letters, without a trace of code."""
     letters = sum(character.isalpha() or character.isspace() for character in text)
     return (
         12 <= len(text.split()) <= 250
@@ -165,7 +165,7 @@ def write_vader(archives: Sequence[Path], target: Path) -> None:
 
 
 def vader_texts(archive: Path) -> Iterator[str]:
-    """The third column of the four files, which are read in memory."""
+    """Return the third column of the four files, which are read in memory."""
     with tarfile.open(archive) as outer, tarfile.open(fileobj=io.BytesIO(read_member(outer, VADER_TEXTS))) as inner:
         for name in VADER_FILES:
             rows = read_member(inner, f"hutto_ICWSM_2014/{name}_GroundTruth.txt").decode().splitlines()

@@ -15,7 +15,7 @@ SHIPPED = Path(jasper_ray.__file__).parent / "recipe" / "shipped"
 
 
 def command_line() -> argparse.ArgumentParser:
-    """The options of the command."""
+    """Return the options of the command."""
     names = ", ".join(sorted(path.stem for path in SHIPPED.glob("*.yaml")))
     parser = command_parser("Distil teachers into a student, stage by stage. Run it again to continue.")
     parser.add_argument("recipe", nargs="?", default="quickstart", help=f"A YAML file, or one of {names}.")

@@ -26,7 +26,7 @@ rejected/ (the rows without a text, each with its reason) and manifest.json (all
 
 
 def command_line() -> argparse.ArgumentParser:
-    """The options of the command."""
+    """Return the options of the command."""
     parser = command_parser(
         "Embed a corpus. Run it again to continue, or to embed files that were added.", epilog=EXAMPLES
     )
@@ -58,7 +58,7 @@ def command_line() -> argparse.ArgumentParser:
 
 
 def settings_of(options: argparse.Namespace) -> EmbedSettings:
-    """The settings that the options describe.
+    """Return the settings that the options describe.
 
     Raises:
         ConfigError: an option's value is wrong.
@@ -73,7 +73,7 @@ def settings_of(options: argparse.Namespace) -> EmbedSettings:
 
 
 def pool_values(options: argparse.Namespace) -> dict[str, Any]:
-    """The options of the pool; the cluster decides the others."""
+    """Return the options of the pool; the cluster decides the others."""
     values = fields_of(options, Replicas)
     if "actors" in options:
         values["min_size"], values["max_size"] = min_and_max("--actors", options.actors)

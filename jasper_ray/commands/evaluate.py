@@ -35,7 +35,7 @@ The last two are sets of images, whose source is written as in a recipe; a model
 
 
 def command_line() -> argparse.ArgumentParser:
-    """The options of the command."""
+    """Return the options of the command."""
     about = "Measure models on your own evaluation sets and on a run's held-out texts, every head of a student."
     parser = command_parser(about, epilog=SETS)
     model = (
@@ -55,7 +55,7 @@ def command_line() -> argparse.ArgumentParser:
 
 
 def run_of(model: str) -> Path | None:
-    """The run folder that contains a finished student."""
+    """Return the run folder that contains a finished student."""
     folder = Path(model).parent
     return folder if (folder / "teachers.json").is_file() else None
 

@@ -23,7 +23,7 @@ Kind = TypeVar("Kind", bound=Settings)
 
 
 def command_parser(description: str, epilog: str = "") -> argparse.ArgumentParser:
-    """A parser whose usage and examples (`%(prog)s`) name the command as the user started it."""
+    """Make a parser whose usage and examples (`%(prog)s`) name the command as the user started it."""
     started = sys.argv[0]
     prog = f"python {started}" if started.endswith(".py") else started
     form = argparse.RawDescriptionHelpFormatter
@@ -59,7 +59,7 @@ def add_field(
 
 
 def value_arguments(annotation: Any, default: object) -> dict[str, Any]:
-    """The arguments of `add_argument` that read values of an annotation."""
+    """Return the arguments of `add_argument` that read values of an annotation."""
     parts = [part for part in get_args(annotation) if part is not type(None)]
     if get_origin(annotation) is Literal:
         return {"choices": parts}
@@ -73,7 +73,7 @@ def value_arguments(annotation: Any, default: object) -> dict[str, Any]:
 
 
 def note(field: FieldInfo) -> str:
-    """The end of a help text: the default, unless only the docstring can explain it, and whether an option repeats."""
+    """Return the end of a help text: the default, unless only the docstring explains it, and if an option repeats."""
     if get_origin(field.annotation) is tuple:
         return " Repeatable."
     if isinstance(field.default, bool) or not isinstance(field.default, (str, int, float)):
@@ -94,7 +94,7 @@ def read_settings(kind: type[Kind], values: dict[str, Any]) -> Kind:
 
 
 def fields_of(options: argparse.Namespace, kind: type[Settings]) -> dict[str, Any]:
-    """The options that are set and are fields of `kind`."""
+    """Return the options that are set and are fields of `kind`."""
     return {name: value for name, value in vars(options).items() if name in kind.model_fields}
 
 
@@ -110,7 +110,7 @@ def require(extra: str) -> None:
 
 
 def missing(package: str, extra: str) -> str | None:
-    """The first package of an extra, or of the extras that it names (`ray[data]`), that is not installed."""
+    """Return the first package of an extra, or of the extras that it names (`ray[data]`), that is not installed."""
     try:
         declared = [Requirement(line) for line in metadata.requires(package) or ()]
     except metadata.PackageNotFoundError:  # jasper-ray itself, if it runs from its sources

@@ -32,7 +32,7 @@ On a cluster: serve deploy cluster/serve.yaml
 
 
 def command_line() -> argparse.ArgumentParser:
-    """The options of the command."""
+    """Return the options of the command."""
     parser = command_parser("Serve a model online.", epilog=EXAMPLES)
     model = parser.add_argument_group("model")
     add_field(model, ServeSettings, "model", required=False)  # --new-key needs none
@@ -59,7 +59,7 @@ def command_line() -> argparse.ArgumentParser:
 
 
 def settings_of(options: argparse.Namespace, environment: Mapping[str, str]) -> ServeSettings:
-    """The settings that the options describe. Without a key, a server answers this machine alone.
+    """Return the settings that the options describe. Without a key, a server answers this machine alone.
 
     Raises:
         ConfigError: an option's value is wrong, or the address is open and no key was given.
@@ -83,19 +83,19 @@ def settings_of(options: argparse.Namespace, environment: Mapping[str, str]) -> 
 
 
 def absolute(name: str) -> str:
-    """A local path made absolute, since replicas work in other folders; any other name unchanged."""
+    """Make a local path absolute, since replicas work in other folders; return any other name unchanged."""
     return str(Path(name).absolute()) if Path(name).exists() else name
 
 
 def copies_values(options: argparse.Namespace) -> dict[str, float]:
-    """The options of the replicas; by default as many as may run share the processors."""
+    """Return the options of the replicas; by default as many as may run share the processors."""
     least, most = min_and_max("--replicas", options.replicas)
     share = max(1, (os.cpu_count() or 1) // max(most, 1))
     return {"min": least, "max": most, "cpus": share, **fields_of(options, Copies)}
 
 
 def make_key(name: str) -> tuple[str, str]:
-    """A new key, and its entry for a file of keys.
+    """Make a new key, and its entry for a file of keys.
 
     Raises:
         ConfigError: the name is not valid.

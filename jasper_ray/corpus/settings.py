@@ -11,7 +11,7 @@ from jasper_ray.sources.settings import PairSource, Source
 from jasper_ray.vectors import Precision
 
 LARGEST_PIXEL_LIMIT = 89_478_485
-"""Above so many pixels Pillow has warnings and limits of its own."""
+"""Largest limit: above so many pixels Pillow has warnings and limits of its own."""
 
 
 class Augmentation(Settings):

@@ -56,7 +56,7 @@ def compares_ridge(plan: RunPlan) -> bool:
 
 
 def ridge_student(plan: RunPlan) -> Path:
-    """Write the starting student with heads fitted to all training texts, unless it is there."""
+    """Fit the heads of the starting student to all training texts, unless that is done, and return its folder."""
     folder = plan.folder(0).path / "ridge"
     if not folder.is_dir():
         logger.info("fitting heads to all %d training texts, as a baseline", sum(s.rows for s in plan.texts.shards))

@@ -1,4 +1,4 @@
-"""Checks of a run that need no Ray, and decisions that its recipe leaves to the machines at hand."""
+"""Checks before Ray starts (`preflight`), and the decisions on precision once it runs (`resolve`)."""
 
 from __future__ import annotations
 

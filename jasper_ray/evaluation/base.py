@@ -1,4 +1,4 @@
-"""The parts of an evaluation set: settings that read its files, and data that asks for vectors and scores them."""
+"""The parts of an evaluation set: settings, which read its files and score vectors, and data to encode."""
 
 from __future__ import annotations
 

@@ -76,11 +76,11 @@ class Labeller:
         return dataset
 
     def label_shards(self, shards: Sequence[Shard]) -> Dataset:
-        """`label` whole shards, with pixels for images."""
+        """Label whole shards, as `label` does, with pixels for images."""
         return self.decoded(self.label(whole_shards(shards)))
 
     def stream(self, visits: Sequence[Visit], block_rows: int) -> Dataset:
-        """`label` in the order of `position`, in blocks of exactly `block_rows`, with pixels for images."""
+        """Label in the order of `position`, in blocks of exactly `block_rows`, with pixels for images."""
         arranged = self.label(visits).map_batches(arrange, batch_size=None, **LIGHT_TASK)
         return self.decoded(repartition_with(arranged, block_rows, BLOCK_CPUS, LIGHT_TASK["compute"]))
 

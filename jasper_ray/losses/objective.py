@@ -92,11 +92,11 @@ class Objective:
         """Compute the losses of one batch.
 
         `vectors` maps a head's dimension D to its student_BD, `targets` to its constant target_BE, which may be the
-        same tensor for all. Heads of `vectors` that have no losses are left alone. With scope "global" every worker
+        same tensor for all. Heads of `vectors` without losses are ignored. With scope "global" every worker
         must call this with equally many rows.
 
         Raises:
-            ConfigError: a head has no vectors, or a loss that needs equal sizes meets unequal ones.
+            ConfigError: a head has no vectors, or a loss needs equal sizes and gets others.
             ValueError: rows do not match or are too few.
         """
         self.check_heads(vectors, targets)
@@ -146,7 +146,7 @@ class Objective:
 
 
 def distinct(tensors: Iterable[Tensor]) -> list[Tensor]:
-    """List each tensor once, however often it is named, in the same order on every worker."""
+    """List the distinct tensors, in the same order on every worker."""
     return list({id(tensor): tensor for tensor in tensors}.values())
 
 

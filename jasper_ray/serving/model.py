@@ -70,7 +70,7 @@ class Model:
         ], computed
 
     def _blame(self, error: Exception, one: Prepared) -> Refusal:
-        """Find out if the input is bad, or the model dead: then it cannot embed the plainest input either."""
+        """Refuse the input if the model still embeds a trivial one; otherwise declare the model dead."""
         logger.error("an input failed in the model\n%s", safe_traceback(error))
         try:
             self.encoder.encode_tokens([np.zeros(1, np.int32)], self.encoder.dims[:1])

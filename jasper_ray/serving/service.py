@@ -115,7 +115,7 @@ class Service:
         return self.engine.admit(round(sum(estimate(one, USUAL_CHARS, longest, TRUNCATED_COST) for one in inputs)))
 
     def check_inputs(self, inputs: Sequence[Input]) -> None:
-        """Refuse no inputs, too many, empty ones, and more text than can fit."""
+        """Refuse a request without inputs, with too many, with an empty one, or with more text than can fit."""
         self.check_count(len(inputs))
         self.check_images(sum(isinstance(one, ImageInput) for one in inputs))
         for index, one in enumerate(inputs):

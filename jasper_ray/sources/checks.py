@@ -30,7 +30,7 @@ def check_sources(sources: Sequence[Source]) -> None:
 
 
 def check_source(source: Source, files: SourceFiles) -> None:
-    """`check_sources` for one source whose files are known."""
+    """Check one source, whose files are known, as `check_sources` does."""
     path = files.paths[0]
     try:
         if source.format == "parquet":

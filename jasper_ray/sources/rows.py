@@ -102,7 +102,7 @@ def clean(values: Iterable[object]) -> pa.Table:
 
 
 def clean_column(table: pa.Table, column: str) -> pa.Table:
-    """`clean` one column of an Arrow table of any type."""
+    """Clean one column of an Arrow table of any type."""
     return clean(values_of(table[column]))
 
 

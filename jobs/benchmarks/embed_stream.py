@@ -41,9 +41,9 @@ class TimedChunk(NamedTuple):
     actor: str
     rows: int
     read: float
-    """When it had been read."""
+    """Time at which it was read."""
     began: float
-    """When the actor took it."""
+    """Time at which the actor took it."""
     written: float
 
 
