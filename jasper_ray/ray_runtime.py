@@ -158,7 +158,7 @@ def check_room(cpus: float, gpus: float, settings: str = "pools, workers, or the
 
 
 def own_device() -> str | None:
-    """Return the device of a model in this task or actor: "cpu" if it reserved no GPU, since it may see those of others.
+    """Return the device of a model in this task or actor: "cpu" if it reserved no GPU, as it may see those of others.
 
     None lets the model choose.
     """
