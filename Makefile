@@ -15,6 +15,9 @@ ARGS   ?=
 # A file of tests stays in one process: its fixtures are made once.
 SHARED := --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
+# With it, every process of a run would compile again what it imports.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help setup distill check quick test lint format wheel constraints clean
 
