@@ -58,6 +58,12 @@ def shared_ray() -> None:
     """A running Ray of four CPUs."""
 
 
+@pytest.fixture
+def no_ray() -> None:
+    """No running Ray in this process: a test of a command that must not start one can tell."""
+    RAY.stop()
+
+
 @pytest.fixture(scope="session")
 def small(tmp_path_factory: pytest.TempPathFactory) -> SmallRun:
     """A corpus, its target in a cache, and a student before training; tests write to its `stages` alone."""

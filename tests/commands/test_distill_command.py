@@ -152,6 +152,7 @@ WRONG = {
 }
 
 
+@pytest.mark.usefixtures("no_ray")
 @pytest.mark.parametrize("spoil", WRONG, ids=lambda spoil: spoil.__name__)
 def test_what_is_wrong_is_one_line_and_nothing_is_begun(
     commands: Commands, monkeypatch: pytest.MonkeyPatch, values: dict[str, Any], tmp_path: Path, spoil: Any
