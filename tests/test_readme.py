@@ -21,7 +21,7 @@ HOME = Path(__file__).resolve().parents[1]
 DOCUMENTS = sorted(
     path
     for path in HOME.rglob("*.md")
-    if not re.match(r"\.|runs/|tests/", str(path.relative_to(HOME))) and path.name != "CHANGELOG.md"
+    if not re.match(r"\.|dist/|runs/|tests/", str(path.relative_to(HOME))) and path.name != "CHANGELOG.md"
 )
 PROGRAMS = (
     "apt-get",
