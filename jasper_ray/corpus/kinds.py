@@ -93,7 +93,7 @@ class Written:
         self.train: list[Shard] = []
         self.heldout: list[Shard] = []
         self.chosen = {part: np.zeros(num_sources, np.int64) for part in PARTS}
-        """Chosen rows, duplicates included."""
+        """Chosen rows, duplicates included; all in the first entry if the kind does not count by source."""
         self.distinct = {part: np.zeros(num_sources, np.int64) for part in PARTS}
         """Distinct rows, held-out ones beyond `heldout_limit` included."""
         self.kept_heldout = np.zeros(num_sources, np.int64)

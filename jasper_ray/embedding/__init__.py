@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from jasper_ray.embedding.settings import EmbedSettings, VectorColumn
+from jasper_ray.embedding.settings import EmbedSettings
 
-__all__ = ["EmbedSettings", "VectorColumn"]
+__all__ = ["EmbedSettings"]

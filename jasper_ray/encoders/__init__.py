@@ -6,7 +6,7 @@ from pathlib import Path
 
 from jasper_ray.assets import locate
 from jasper_ray.encoders.base import Encoder, HashEncoder, ImageEncoder, image_encoder
-from jasper_ray.encoders.sentence_transformer import SentenceTransformerEncoder, load_sentence_transformer
+from jasper_ray.encoders.sentence_transformer import load_sentence_transformer
 from jasper_ray.encoders.student import StudentEncoder, load_student
 from jasper_ray.vectors import Dtype
 
@@ -14,7 +14,6 @@ __all__ = [
     "Encoder",
     "HashEncoder",
     "ImageEncoder",
-    "SentenceTransformerEncoder",
     "StudentEncoder",
     "image_encoder",
     "load_encoder",

@@ -8,13 +8,11 @@ from jasper_ray.recipe.loading import (
     shipped_recipes,
     with_sets,
 )
-from jasper_ray.recipe.schema import CachedTargets, LiveTargets, RandomHeads, Recipe, RidgeHeads
+from jasper_ray.recipe.schema import CachedTargets, Recipe, RidgeHeads
 from jasper_ray.recipe.stage import Stage
 
 __all__ = [
     "CachedTargets",
-    "LiveTargets",
-    "RandomHeads",
     "Recipe",
     "RidgeHeads",
     "Stage",
